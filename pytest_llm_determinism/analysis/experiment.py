@@ -1,0 +1,92 @@
+"""One experiment's runs put together: groups, statistics, divergence, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pytest_llm_determinism.analysis.compare import Comparison
+from pytest_llm_determinism.analysis.divergence import divergence
+from pytest_llm_determinism.analysis.findings import findings
+from pytest_llm_determinism.analysis.groups import Outcome, group
+from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower
+from pytest_llm_determinism.results import BodyFailure, CallCount, Experiment, Step, Usage
+from pytest_llm_determinism.runs import Exchange, Run
+
+
+def experiment(
+    *,
+    load: str,
+    attempt: int,
+    seed: int,
+    wanted: int,
+    runs: Sequence[Run],
+    items: Sequence[Outcome],
+    requests: Mapping[str, str],
+    comparison: Comparison,
+    confidence: float,
+    calls: CallCount,
+    seconds: float,
+    failures: Sequence[tuple[int, str]],
+) -> Experiment:
+    """Analyse the runs of one experiment.
+
+    Args:
+        wanted: runs that were asked for.
+        items: the runs without those that ended in an API error, with their outputs.
+        requests: canonical requests by key.
+        failures: exceptions of the body, as run index and text.
+    """
+    heard = [item for item in items if item.output.parts]
+    groups = group(heard, comparison)
+    counts = [found.count for found in groups]
+    return Experiment(
+        load=load,
+        attempt=attempt,
+        seed=seed,
+        neighbour_calls=0,
+        runs=wanted,
+        completed=len(items),
+        errors=sum(run.error is not None for run in runs),
+        unique=len(groups),
+        unique_raw=len({item.output.parts for item in heard}),
+        agreement=agreement(counts),
+        agreement_lower=agreement_lower(counts, confidence),
+        confidence=confidence,
+        groups=tuple(groups),
+        divergence=divergence([(found.parts, found.count) for found in groups]),
+        findings=findings(heard, groups, requests, comparison),
+        steps=_steps(items),
+        calls=calls,
+        usage=_usage(items),
+        seconds=seconds,
+        error_messages=_by_text((run.index, run.error) for run in runs if run.error is not None),
+        failures=_by_text(failures),
+    )
+
+
+def _steps(items: Sequence[Outcome]) -> tuple[Step, ...]:
+    requests: list[set[str]] = []
+    responses: list[set[str]] = []
+    for slots in {item.slots for item in items}:
+        for number, exchange in enumerate(slots):
+            if number == len(requests):
+                requests.append(set())
+                responses.append(set())
+            if exchange is not None:
+                requests[number].add(exchange.request)
+                responses[number].add(exchange.output)
+    return tuple(Step(len(asked), len(answered)) for asked, answered in zip(requests, responses, strict=True))
+
+
+def _usage(items: Sequence[Outcome]) -> Usage:
+    exchanges: list[Exchange] = [exchange for item in items for exchange in item.slots if exchange is not None]
+    sent = [exchange.input_tokens for exchange in exchanges if exchange.input_tokens is not None]
+    received = [exchange.output_tokens for exchange in exchanges if exchange.output_tokens is not None]
+    return Usage(sum(sent) if sent else None, sum(received) if received else None)
+
+
+def _by_text(failures: Iterable[tuple[int, str]]) -> tuple[BodyFailure, ...]:
+    runs: dict[str, list[int]] = {}
+    for index, text in failures:
+        runs.setdefault(text, []).append(index)
+    return tuple(BodyFailure(text, tuple(indices)) for text, indices in runs.items())

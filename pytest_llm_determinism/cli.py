@@ -1,0 +1,62 @@
+"""The command ``llm-determinism``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from pytest_llm_determinism.results import PACKAGE
+
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code (0 done, 2 wrong usage)."""
+    options = _parser().parse_args(arguments)
+    code: int = options.run(options)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("llm-determinism", description="Gate on the determinism of language models.")
+    version = importlib.metadata.version(PACKAGE)
+    parser.add_argument("--version", action="version", version=f"{PACKAGE} {version}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="run the reference server: known-stable and known-unstable models on loopback",
+        description="Run the reference server, OpenAI-compatible, on loopback. Needs the extra 'reference'.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    serve.add_argument("--port", type=int, default=8080, help="port to listen on; 0 takes a free one")
+    serve.set_defaults(run=_serve)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from pytest_llm_determinism.reference.server import serve
+    except ImportError as error:
+        print(
+            f"llm-determinism serve: {error.name} is missing; run pip install '{PACKAGE}[reference]'", file=sys.stderr
+        )
+        return USAGE_ERROR
+    try:
+        serve(options.host, options.port, announce=_announce)
+    except OSError as error:
+        print(f"llm-determinism serve: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+def _announce(url: str) -> None:
+    from pytest_llm_determinism.reference import MODELS
+
+    print(f"listening on {url}  models: {', '.join(MODELS)}  (Ctrl-C stops)", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

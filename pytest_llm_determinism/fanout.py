@@ -1,0 +1,162 @@
+"""Asking a model: for the active run, and ahead for the runs that will certainly ask the same.
+
+The active run's own call and those fetched ahead are alike in everything but this: what comes of the run's own call
+goes back to its client, errors included, while a call fetched ahead that fails is simply forgotten, and the run that
+needs it asks again through the user's own client, whose retry policy then applies.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from pytest_llm_determinism.refusal import Refusal
+from pytest_llm_determinism.sampling import Ask, Received
+
+inside_call: contextvars.ContextVar[bool] = contextvars.ContextVar("inside_call", default=False)
+"""True within a call that holds a slot: an application served in this process through the same HTTP library (a test
+client) calls its model from there, and must not wait for the slot that its caller holds."""
+
+
+class _Batch:
+    """The calls of one fan-out: the run's own first, then those ahead, shared by several workers."""
+
+    def __init__(self, ask: Ask, ahead: list[int]) -> None:
+        self.ask = ask
+        self.own: Received | BaseException | None = None
+        self.refusal: BaseException | None = None
+        self._queue = deque((ask.run.index, *ahead))
+        self._cancelled = False
+        self._lock = threading.Lock()
+        count = min(ask.sampler.plan.concurrency, len(self._queue))
+        seconds = ask.seconds
+        with ask.sampler._lock:
+            # Starts spread over the time one call takes: the server's batch then grows and shrinks under way, while
+            # requests in lockstep would share every batch and hide what they should show.
+            self.delays = [ask.sampler.random.uniform(0, seconds) if ahead else 0.0 for _ in range(count)]
+
+    def next(self) -> int | None:
+        """The next run to ask for; nothing more once fetching ahead proved harmful."""
+        with self._lock:
+            if not self._queue:
+                return None
+            run = self._queue.popleft()
+            held = self.ask.call.key in self.ask.sampler._held
+            return None if run != self.ask.run.index and (held or self.refusal) else run
+
+    def received(self, run: int, received: Received) -> None:
+        if received.broken is None and not self._cancelled:
+            received.known = self.ask.keep(run, received.sample)
+        if run == self.ask.run.index:
+            self.own = received
+
+    def failed(self, run: int, error: BaseException) -> None:
+        if run == self.ask.run.index:
+            self.own = error
+        elif not isinstance(error, Exception):
+            self.refusal = error
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            self._queue.clear()
+
+    def result(self) -> Received:
+        if self.refusal is not None:
+            raise self.refusal
+        if isinstance(self.own, BaseException):
+            raise self.own
+        assert self.own is not None
+        return self.own
+
+
+def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool) -> Received:
+    """Ask for the active run, and ahead.
+
+    Args:
+        send: makes one call; its argument says whether it is the run's own.
+        fan_out: whether the client may be used for more than the run's own call.
+    """
+    batch = _Batch(ask, ask.ahead() if fan_out else [])
+
+    def work(delay: float) -> None:
+        time.sleep(delay)
+        while (run := batch.next()) is not None:
+            own = run == ask.run.index
+            try:
+                batch.received(run, _call(ask, lambda own=own: send(own)))  # type: ignore[misc]
+            except BaseException as error:
+                batch.failed(run, error)
+
+    if len(batch.delays) == 1:
+        work(batch.delays[0])
+        return batch.result()
+    workers = [
+        threading.Thread(
+            target=contextvars.copy_context().run, args=(work, delay), daemon=True, name="determinism-fanout"
+        )
+        for delay in batch.delays
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    except BaseException:
+        batch.cancel()
+        raise
+    return batch.result()
+
+
+async def fetch_async(ask: Ask, send: Callable[[bool], Awaitable[Received]], fan_out: bool) -> Received:
+    """As `fetch`, on the event loop of the caller."""
+    import anyio
+
+    batch = _Batch(ask, ask.ahead() if fan_out else [])
+
+    async def work(delay: float) -> None:
+        await anyio.sleep(delay)
+        while (run := batch.next()) is not None:
+            try:
+                batch.received(run, await _call_async(ask, send, run == ask.run.index))
+            except (Exception, Refusal) as error:
+                batch.failed(run, error)
+
+    if len(batch.delays) == 1:
+        await work(batch.delays[0])
+    else:
+        async with anyio.create_task_group() as group:
+            for delay in batch.delays:
+                group.start_soon(work, delay)
+    return batch.result()
+
+
+def _call(ask: Ask, send: Callable[[], Received]) -> Received:
+    nested = inside_call.get()
+    if not nested:
+        ask.sampler.slots.acquire()
+    token = inside_call.set(True)
+    try:
+        ask.sent()
+        return send()
+    finally:
+        inside_call.reset(token)
+        if not nested:
+            ask.sampler.slots.release()
+
+
+async def _call_async(ask: Ask, send: Callable[[bool], Awaitable[Received]], own: bool) -> Received:
+    nested = inside_call.get()
+    if not nested:
+        await ask.sampler.slots.acquire_async()
+    token = inside_call.set(True)
+    try:
+        ask.sent()
+        return await send(own)
+    finally:
+        inside_call.reset(token)
+        if not nested:
+            ask.sampler.slots.release()

@@ -1,0 +1,113 @@
+"""Gating one test item: its own ``runtest``, run K times, to a result and an outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pytest_llm_determinism.fixtures import failure_note
+from pytest_llm_determinism.outcomes import Inconclusive, Nondeterministic
+from pytest_llm_determinism.repeat import Failure, Repeater
+from pytest_llm_determinism.report.text import explain
+from pytest_llm_determinism.results import TestResult
+from pytest_llm_determinism.session import Session
+from pytest_llm_determinism.settings import Settings
+from pytest_llm_determinism.verdict import NONDETERMINISTIC, PASSED
+
+VERDICTS = ("passed", "nondeterministic", "inconclusive")
+
+
+@contextlib.contextmanager
+def gate(item: pytest.Function, session: Session, settings: Settings, keep: Callable[[str], None]) -> Iterator[None]:
+    """While open, running the item's test runs it K times and judges.
+
+    Args:
+        keep: takes the result as one JSON string, before the test fails because of it.
+    """
+    original = item.runtest
+    before = vars(item).get("runtest")
+
+    def runtest() -> None:
+        repeater = Repeater(session, settings, session.comparison(settings), _is_failure)
+        repeater.run(lambda: _run_once(item, original))
+        result = _heard(item, repeater.result(item.nodeid))
+        keep(json.dumps(result.to_json()))
+        _conclude(repeater, result)
+
+    item.runtest = runtest  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if before is None:
+            del item.runtest
+        else:
+            item.runtest = before  # type: ignore[method-assign]
+
+
+def _run_once(item: pytest.Function, runtest: Callable[[], None]) -> None:
+    runtest()
+    # unittest's test cases do not raise: pytest notes on the item what they reported.
+    reported = vars(item).pop("_excinfo", None)
+    # An IsolatedAsyncioTestCase would refuse a second run: it takes its finished event loop for one in use.
+    if getattr(getattr(item, "instance", None), "_asyncioRunner", None) is not None:
+        item.instance._asyncioRunner = None
+    if reported:
+        raise reported[0].value.with_traceback(reported[0].tb)
+
+
+def _is_skip(error: BaseException) -> bool:
+    unittest: Any = sys.modules.get("unittest")
+    return isinstance(error, pytest.skip.Exception) or (unittest is not None and isinstance(error, unittest.SkipTest))
+
+
+def _is_failure(error: BaseException, not_first: bool) -> bool:
+    """A failure of one run. A skip or an imperative xfail in the first run means the whole test; later it is one run's
+    behaviour, and must not hide how the others parted."""
+    if _is_skip(error) or isinstance(error, pytest.xfail.Exception):
+        return not_first
+    return isinstance(error, (Exception, pytest.fail.Exception))
+
+
+def _heard(item: pytest.Item, result: TestResult) -> TestResult:
+    """The result after other plugins have seen it."""
+    answers = item.ihook.pytest_determinism_verdict(item=item, experiments=result.experiments, verdict=result.verdict)
+    for answer in answers:
+        if answer is None or answer == result.verdict:
+            continue
+        if answer not in VERDICTS:
+            raise ValueError(
+                f"pytest_determinism_verdict returned {answer!r}; return one of {', '.join(VERDICTS)} or None"
+            )
+        return result.changed(answer)
+    return result
+
+
+def _conclude(repeater: Repeater, result: TestResult) -> None:
+    """Raise what the test ends with, if it does not pass."""
+    text = explain(result, datetime.datetime.now(datetime.UTC))
+    failures = sorted(repeater.failures.values(), key=lambda failure: _is_skip(failure.error))
+    if failures and not _is_skip(failures[0].error):
+        raise _with_notes(failures, repeater.settings.runs, "" if result.verdict == PASSED else text)
+    if result.verdict == NONDETERMINISTIC:
+        raise Nondeterministic(text)
+    if result.verdict != PASSED:
+        raise Inconclusive(text)
+    if failures:
+        raise failures[0].error
+
+
+def _with_notes(failures: list[Failure], runs: int, text: str) -> BaseException:
+    first, *others = failures
+    first.error.add_note(failure_note(first.runs, runs))
+    for other in others[:5]:
+        headline = (other.text.splitlines() or [""])[0]
+        first.error.add_note(f"{failure_note(other.runs, runs)}: {headline}")
+    if text:
+        first.error.add_note(f"\n{text}")
+    return first.error

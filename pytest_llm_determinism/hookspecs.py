@@ -1,0 +1,43 @@
+"""Where other plugins and ``conftest.py`` may step in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llm_determinism.results import Experiment
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_determinism_client(config: pytest.Config) -> Any:
+    """Build the client that the `llm` fixture uses: an ``openai.OpenAI``, or an ``openai.AsyncOpenAI`` for async tests.
+
+    Called once a test, when it first uses `llm`; the first plugin that returns a client wins. The client is the
+    plugin's own to close.
+    """
+
+
+@pytest.hookspec
+def pytest_determinism_comparisons(config: pytest.Config) -> Mapping[str, Callable[[str], object]]:
+    """Add named comparisons: a name, and a function from one part of an output to its normal form.
+
+    Called when the first marked test is collected.
+    """
+    return {}
+
+
+@pytest.hookspec
+def pytest_determinism_verdict(item: pytest.Item, experiments: tuple[Experiment, ...], verdict: str) -> str | None:
+    """See or change a verdict: return ``passed``, ``nondeterministic`` or ``inconclusive``, or None to leave it.
+
+    Called once a marked test, after its runs. The verdict of the last plugin called that returns one stands, and the
+    report says that it was changed.
+    """
+
+
+@pytest.hookspec
+def pytest_determinism_report(config: pytest.Config, report: dict[str, Any]) -> None:
+    """See or extend the JSON report, before it is written. Called once a session, in the controlling process only."""

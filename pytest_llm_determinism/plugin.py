@@ -1,0 +1,355 @@
+"""pytest hooks and fixtures, nothing else.
+
+This module is imported in every pytest session that has the package installed, so what only gated tests need is
+imported where it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llm_determinism import marker
+from pytest_llm_determinism.collected import Collected
+from pytest_llm_determinism.session import Session
+from pytest_llm_determinism.settings import (
+    NUMBERS,
+    TABLE,
+    Setting,
+    SettingError,
+    check_claim,
+    from_text,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from pytest_llm_determinism.fixtures import Determinism
+    from pytest_llm_determinism.llm import LLM
+    from pytest_llm_determinism.settings import Settings
+
+SESSION = pytest.StashKey[Session]()
+COLLECTED = pytest.StashKey[Collected]()
+SETTINGS = pytest.StashKey["Settings | None"]()
+RESULT = pytest.StashKey[str | None]()
+REPORT_ATTRIBUTE = "llm_determinism"
+
+
+# Options and configuration
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    group = parser.getgroup("determinism", "determinism of language models")
+    for setting in TABLE.values():
+        default = f"default: {shown(setting.default)}"
+        shared: dict[str, Any] = {
+            "dest": setting.ini,
+            "default": None,
+            "metavar": setting.metavar,
+            "help": f"{setting.help} ({default})",
+        }
+        if setting.several:
+            group.addoption(setting.flag, action="append", **shared)
+        elif isinstance(setting.default, bool):
+            group.addoption(setting.flag, nargs="?", const="on", **shared)
+        else:
+            group.addoption(setting.flag, **shared)
+        parser.addini(setting.ini, f"{setting.help} ({default})", default=None, type=_ini_type(setting))
+
+
+def _ini_type(setting: Setting) -> Any:
+    """How pytest reads a setting from a configuration file. Native TOML is not coerced, so numbers and switches
+    may also be written as such where pytest knows options of several types."""
+    if setting.several:
+        return "args"
+    if pytest.version_tuple < (9, 2):
+        return "string"
+    if isinstance(setting.default, bool):
+        return bool | str
+    return int | float | str if setting.name in NUMBERS else str
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_llm_determinism import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        f"{marker.NAME}({', '.join(f'{name}={shown(TABLE[name].default)}' for name in marker.KEYWORDS)}): run the test"
+        " body several times, observe every model call, and fail if the runs gave more than max_unique different"
+        " outputs",
+    )
+    try:
+        config.stash[SESSION] = _session(config)
+    except SettingError as error:
+        raise pytest.UsageError(str(error)) from None
+    if not hasattr(config, "workerinput"):
+        config.stash[COLLECTED] = Collected()
+        config.pluginmanager.register(_Collecting(config.stash[COLLECTED]), "llm-determinism-collecting")
+        _check_reports(config)
+
+
+def _session(config: pytest.Config) -> Session:
+    flags = {name: config.getoption(setting.ini) for name, setting in TABLE.items()}
+    ini = {name: config.getini(setting.ini) for name, setting in TABLE.items()}
+    cli, file = from_text(flags, ini, config.inipath.name if config.inipath else "an -o option")
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    session = Session(cli, file, config.rootpath, workers)
+    _check_given(config, session)
+    return session
+
+
+def _check_given(config: pytest.Config, session: Session) -> None:
+    """What can be wrong with flags and ini although each value by itself is right."""
+    if {"runs", "min_agreement", "confidence"} <= session.cli.keys():
+        check_claim(session.settings({}))
+    if "compare" in {**session.cli, **session.file}:
+        _add_comparisons(config, session)
+        session.comparison(session.settings({}))
+
+
+def _add_comparisons(config: pytest.Config, session: Session) -> None:
+    if session.comparisons is None:
+        added = config.hook.pytest_determinism_comparisons(config=config)
+        session.comparisons = {name: function for names in reversed(added) for name, function in names.items()}
+
+
+def _report_paths(config: pytest.Config) -> list[Path]:
+    names = config.stash[SESSION].value("report") or ()
+    return [config.invocation_params.dir / name for name in names]
+
+
+def _check_reports(config: pytest.Config) -> None:
+    paths = _report_paths(config)
+    if paths:
+        from pytest_llm_determinism.report.json_file import check_writable
+
+        for path in paths:
+            try:
+                check_writable(path)
+            except OSError as error:
+                raise pytest.UsageError(f"report={path}: cannot be written: {error}") from None
+
+
+class _Collecting:
+    """Takes results from reports. A plugin object of its own, since the hook does not tell which session it is about."""
+
+    def __init__(self, collected: Collected) -> None:
+        self._collected = collected
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        result = getattr(report, REPORT_ATTRIBUTE, None)
+        if result is not None and report.when == "call":
+            self._collected.add(report.nodeid, result)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    session = config.stash.get(SESSION, None)
+    if session is not None:
+        session.endpoint.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make the endpoint known before test modules are imported, and before xdist starts its workers."""
+    config = session.config
+    state = config.stash[SESSION]
+    try:
+        state.endpoint.open(state.value("endpoint"), getattr(config, "workerinput", {}).get("determinism_endpoint"))
+    except SettingError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["determinism_endpoint"] = node.config.stash[SESSION].endpoint.url
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    notes = config.stash[SESSION].close()
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["determinism_notes"] = notes
+        return
+    collected = config.stash[COLLECTED]
+    collected.notes.extend(notes)
+    paths = _report_paths(config)
+    if paths:
+        from pytest_llm_determinism.report.json_file import write
+        from pytest_llm_determinism.results import report
+
+        record = report(list(collected.results.values()), {"pytest": pytest.__version__})
+        config.hook.pytest_determinism_report(config=config, report=record)
+        for path in paths:
+            write(path, record)
+            collected.notes.append(f"report written to {path}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    node.config.stash[COLLECTED].notes.extend(getattr(node, "workeroutput", {}).get("determinism_notes", ()))
+
+
+# Collection: every wrong marker is an error before any call is made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    wrong = [
+        error
+        for item in report.result or ()
+        if isinstance(item, pytest.Function) and (error := _wrong_marker(item)) is not None
+    ]
+    if wrong:
+        try:
+            pytest.fail("\n".join(dict.fromkeys(wrong)), pytrace=False)
+        except pytest.fail.Exception as failure:
+            report.longrepr = collector.repr_failure(pytest.ExceptionInfo.from_exception(failure))
+        report.outcome = "failed"
+        report.result = []
+    return report
+
+
+def _wrong_marker(item: pytest.Function) -> str | None:
+    try:
+        _read_settings(item)
+    except SettingError as error:
+        return f"{item.nodeid}: {error}"
+    return None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    models = metafunc.config.stash[SESSION].value("model")
+    if "llm" in metafunc.fixturenames and models is not None and len(models) > 1:
+        metafunc.parametrize("llm", models, indirect=True, ids=models)
+
+
+def _read_settings(item: pytest.Function) -> Settings | None:
+    """The settings of a marked test, None for one that is not marked.
+
+    Raises:
+        SettingError: a marker that cannot be used, or settings that do not go together.
+    """
+    marks = [(mark.args, mark.kwargs) for mark in item.iter_markers(marker.NAME)]
+    if not marks:
+        return None
+    session = item.config.stash[SESSION]
+    _add_comparisons(item.config, session)
+    settings = session.settings(marker.read(marks))
+    check_claim(settings)
+    session.comparison(settings)
+    return settings
+
+
+# Running
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A test may be run again (pytest-rerunfailures): nothing of the last time may be taken for this one's.
+    item.stash[RESULT] = None
+    item.stash[SETTINGS] = None
+    if not isinstance(item, pytest.Function):
+        return
+    try:
+        settings = _read_settings(item)
+    except SettingError as error:
+        # A marker that was added after collection.
+        pytest.fail(f"{item.nodeid}: {error}", pytrace=False)
+    if settings is None:
+        return
+    item.stash[SETTINGS] = settings
+    if settings.gate and "anyio_backend" in item.fixturenames:
+        item.fixturenames.insert(0, "_one_event_loop")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    settings = item.stash.get(SETTINGS, None)
+    if settings is None:
+        return (yield)
+    if not settings.gate:
+        from pytest_llm_determinism.collected import UNGATED
+
+        item.stash[RESULT] = UNGATED
+        return (yield)
+    assert isinstance(item, pytest.Function)
+    from pytest_llm_determinism.gate import gate
+
+    def keep(result: str) -> None:
+        item.stash[RESULT] = result
+
+    with gate(item, item.config.stash[SESSION], settings, keep):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    result = item.stash.get(RESULT, None)
+    if call.when == "call" and result is not None:
+        setattr(report, REPORT_ATTRIBUTE, result)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash[COLLECTED].summary() if COLLECTED in config.stash else []
+    if lines:
+        terminalreporter.section("determinism")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+# Fixtures
+
+
+@pytest.fixture
+def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
+    """Ask a model: llm("prompt") or llm(messages), with any keyword the API takes; in async tests llm.ask_async.
+
+    Returns the answer as a str with .tool_calls, .finish_reason, .fingerprint, .model, .usage and .raw. In a test
+    marked with @pytest.mark.deterministic each run asks for itself; elsewhere one answer is kept in the store.
+    """
+    from pytest_llm_determinism.llm import LLM
+
+    config = request.config
+    session = config.stash[SESSION]
+    settings = request.node.stash.get(SETTINGS, None) or session.settings({})
+    models = session.value("model")
+    model = getattr(request, "param", None) or (models[0] if models else None)
+    hook = config.hook.pytest_determinism_client
+    asked = LLM(session, settings, model, (lambda: hook(config=config)) if hook.get_hookimpls() else None)
+    yield asked
+    asked.close()
+
+
+@pytest.fixture
+def determinism(request: pytest.FixtureRequest) -> Determinism:
+    """Record outputs by hand with determinism.record(value), or repeat a callable with determinism.repeat(f, runs=30).
+
+    determinism.repeat and await determinism.repeat_async return an Experiment to assert on: .unique, .agreement,
+    .agreement_lower, .groups, .findings, …
+    """
+    from pytest_llm_determinism.fixtures import Determinism
+
+    settings = request.node.stash.get(SETTINGS, None)
+    ungated = settings is not None and not settings.gate
+    return Determinism(request.config.stash[SESSION], request.node.nodeid, ignores_records=ungated)
+
+
+@pytest.fixture
+async def _one_event_loop(anyio_backend: object) -> AsyncIterator[None]:
+    # anyio opens a new event loop for each execution of a test unless something holds its runner, as an async generator
+    # fixture does: all runs of one test share one loop, so that a client opened in the first run is alive in the next.
+    yield  # noqa: PT022  # the yield is what holds the runner

@@ -1,0 +1,230 @@
+"""K runs of a body, under each load and attempt, to experiments and a verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Hashable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from pytest_llm_determinism.analysis.compare import Comparison
+from pytest_llm_determinism.analysis.experiment import experiment
+from pytest_llm_determinism.analysis.findings import load_sensitive
+from pytest_llm_determinism.analysis.groups import Outcome, group, missing_call, outcomes
+from pytest_llm_determinism.observe import observing
+from pytest_llm_determinism.refusal import Refusal
+from pytest_llm_determinism.results import CallCount, Experiment, TestResult
+from pytest_llm_determinism.runs import Run
+from pytest_llm_determinism.sampling import Plan, Sampler, seed_of
+from pytest_llm_determinism.session import Session
+from pytest_llm_determinism.settings import Settings
+from pytest_llm_determinism.verdict import Evidence, judge
+
+
+@dataclass(slots=True)
+class Failure:
+    """An exception of the body, and where it came up; the first of its text is kept as an object."""
+
+    error: BaseException
+    text: str
+    runs: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    """(load, attempt) → indices of the runs that ended in it."""
+
+
+@dataclass(slots=True)
+class _Sampled:
+    """The runs of one experiment, before analysis."""
+
+    plan: Plan
+    calls: CallCount
+    requests: dict[str, str]
+    runs: list[Run] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Repeater:
+    """Runs a body as often as the settings say, and judges what it saw.
+
+    Args:
+        is_failure: whether an exception of the body is a failure of one run, so that the others are still made; every
+            other exception ends them. Its second argument says whether any run was finished before.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        comparison: Comparison,
+        is_failure: Callable[[BaseException, bool], bool] = lambda error, _: isinstance(error, Exception),
+    ) -> None:
+        self.settings = settings
+        self.failures: dict[str, Failure] = {}
+        self.refusal: str | None = None
+        self._session = session
+        self._comparison = comparison
+        self._is_failure = is_failure
+        self._sampled: list[_Sampled] = []
+        self._counts: Counter[Hashable] = Counter()
+        self._first: Run | None = None
+
+    def run(self, body: Callable[[], object]) -> None:
+        with contextlib.closing(self.runs()) as scopes:
+            for scope in scopes:
+                with scope:
+                    body()
+
+    async def run_async(self, body: Callable[[], Awaitable[object]]) -> None:
+        with contextlib.closing(self.runs()) as scopes:
+            for scope in scopes:
+                with scope:
+                    await body()
+
+    def runs(self) -> Generator[_RunScope]:
+        """One scope a run, to be entered around the body."""
+        for attempt in range(self.settings.attempts):
+            for load in self.settings.load:
+                yield from self._experiment(load, attempt)
+                if self._is_over():
+                    return
+
+    def _experiment(self, load: str, attempt: int) -> Generator[_RunScope]:
+        settings = self.settings
+        plan = self._session.plan(settings, load, attempt, settings.runs, seed_of(load, attempt))
+        sampler = Sampler(plan, self._session.store(settings))
+        sampled = _Sampled(plan, CallCount(0, 0, None), sampler.requests)
+        self._sampled.append(sampled)
+        started = time.perf_counter()
+        try:
+            with observing(sampler):
+                for index in range(plan.runs):
+                    yield _RunScope(self, sampler, sampled, index)
+                    if self._is_over():
+                        return
+        finally:
+            sampled.seconds = time.perf_counter() - started
+            calls = sampler.calls
+            sampled.calls = CallCount(calls.live, calls.cached, calls.oldest_sample())
+
+    def is_failure(self, error: BaseException) -> bool:
+        return self._is_failure(error, self._first is not None)
+
+    def _finished(self, sampled: _Sampled, run: Run) -> None:
+        sampled.runs.append(run)
+        self._first = self._first or run
+        if self.settings.fail_fast:
+            for item in outcomes([run], self._first):
+                self._counts[self._comparison.key(item.output)] += 1
+
+    def _failed(self, sampled: _Sampled, index: int, error: BaseException) -> None:
+        text = f"{type(error).__name__}: {error}"
+        sampled.failures.append((index, text))
+        failure = self.failures.setdefault(text, Failure(error, text))
+        failure.runs.setdefault((sampled.plan.load, sampled.plan.attempt), []).append(index)
+
+    def _is_over(self) -> bool:
+        """Whether further runs cannot change what becomes of the test."""
+        settings = self.settings
+        if self.refusal is not None:
+            return True
+        if not settings.fail_fast:
+            return False
+        errors = max(sum(run.error is not None for run in sampled.runs) for sampled in self._sampled)
+        if self.failures or len(self._counts) > settings.max_unique or errors > settings.max_errors:
+            return True
+        if settings.min_agreement is None or not self._counts:
+            return False
+        others = self._counts.total() - max(self._counts.values())
+        wanted = settings.runs * settings.attempts * len(settings.load)
+        return bool((wanted - others) / wanted < settings.min_agreement)
+
+    # What it showed
+
+    def experiments(self) -> tuple[Experiment, ...]:
+        return tuple(self._analysed(sampled, self._outcomes(sampled)) for sampled in self._sampled)
+
+    def result(self, nodeid: str) -> TestResult:
+        """The verdict over all experiments."""
+        settings = self.settings
+        items = [self._outcomes(sampled) for sampled in self._sampled]
+        experiments = tuple(map(self._analysed, self._sampled, items))
+        together = [item for found in items for item in found]
+        heard = [item for item in together if item.output.parts]
+        groups = group(heard, self._comparison)
+        missing = missing_call(together)
+        short = {id(item) for item in missing.missing} if missing else set()
+        evidence = Evidence(
+            experiments=experiments,
+            counts=[found.count for found in groups],
+            parted=len(group([item for item in heard if id(item) not in short], self._comparison)),
+            missing=missing,
+            silent=[item.run.index for item in together if not item.output.parts and not item.run.broken_off],
+            refusal=self.refusal,
+        )
+        verdict = judge(settings, evidence)
+        by_load: dict[str, int] = {}
+        for found in experiments:
+            by_load[found.load] = max(found.unique, by_load.get(found.load, 0))
+        load_finding = load_sensitive(by_load, len(groups))
+        return TestResult(
+            nodeid=nodeid,
+            verdict=verdict.verdict,
+            reason=verdict.reason,
+            unique=len(groups),
+            settings=settings.to_json(),
+            experiments=experiments,
+            counts=tuple(evidence.counts),
+            decided_by=verdict.decided_by,
+            advice=verdict.advice,
+            findings=(load_finding,) if load_finding else (),
+        )
+
+    def _outcomes(self, sampled: _Sampled) -> list[Outcome]:
+        return outcomes(sampled.runs, self._first) if self._first is not None else []
+
+    def _analysed(self, sampled: _Sampled, items: list[Outcome]) -> Experiment:
+        return experiment(
+            load=sampled.plan.load,
+            attempt=sampled.plan.attempt,
+            seed=sampled.plan.seed,
+            wanted=sampled.plan.runs,
+            runs=sampled.runs,
+            items=items,
+            requests=sampled.requests,
+            comparison=self._comparison,
+            confidence=self.settings.confidence or 0.95,
+            calls=sampled.calls,
+            seconds=sampled.seconds,
+            failures=sampled.failures,
+        )
+
+
+class _RunScope:
+    """One run: entered before the body, left after it with whatever the body raised."""
+
+    def __init__(self, repeater: Repeater, sampler: Sampler, sampled: _Sampled, index: int) -> None:
+        self._repeater = repeater
+        self._sampler = sampler
+        self._sampled = sampled
+        self.index = index
+
+    def __enter__(self) -> None:
+        self._sampler.start_run(self.index)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        run = self._sampler.finish_run(broken_off=error is not None)
+        refusal = self._sampler.refusal or (str(error) if isinstance(error, Refusal) else None)
+        if refusal is not None:
+            # The run is no evidence, and what the body made of the refusal is no failure of its own.
+            self._repeater.refusal = refusal
+            return error is None or isinstance(error, (Exception, BaseExceptionGroup, Refusal))
+        if error is not None and not self._repeater.is_failure(error):
+            return False
+        self._repeater._finished(self._sampled, run)
+        if error is not None and run.error is None:
+            self._repeater._failed(self._sampled, self.index, error)
+        return True

@@ -1,0 +1,1 @@
+"""What people and programs read: the failure text, the summary section, the JSON report."""

@@ -1,0 +1,124 @@
+"""A test's result as text: the failure a person reads, and its line in the summary."""
+
+from __future__ import annotations
+
+import datetime
+
+from pytest_llm_determinism.analysis.divergence import excerpt
+from pytest_llm_determinism.analysis.groups import Group
+from pytest_llm_determinism.analysis.statistics import percent
+from pytest_llm_determinism.results import Experiment, TestResult
+from pytest_llm_determinism.verdict import runs_in_words
+
+SHOWN_GROUPS = 6
+SHOWN_BRANCHES = 6
+
+
+def explain(result: TestResult, now: datetime.datetime) -> str:
+    """The whole failure text; its first line is the short reason that pytest's own summary shows."""
+    lines = [result.reason]
+    for experiment in result.experiments:
+        lines.extend(("", *_experiment(experiment, now)))
+    lines.extend(f"  {finding.code}: {finding.message}" for finding in result.findings)
+    lines.extend(("", f"verdict     {result.verdict}"))
+    if result.decided_by:
+        lines.append(f"decided by  {result.decided_by}")
+    if result.advice:
+        lines.append(f"try next    {result.advice}")
+    return "\n".join(lines)
+
+
+def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
+    shown = f", {bound(experiment)}" if experiment.groups else ""
+    lines = [f"under {title(experiment)}: {experiment.unique} unique of {experiment.completed} runs{shown}"]
+    width = len(str(max((group.count for group in experiment.groups), default=0)))
+    start = _excerpt_start(experiment)
+    for group in experiment.groups[:SHOWN_GROUPS]:
+        part = _parting_part(experiment, group)
+        which = "" if group.count > 8 or group.count == experiment.completed else f"  ({runs_in_words(group.runs)})"
+        lines.append(f"  {group.count:>{width}} × “{excerpt(part, start)}”{which}")
+    if len(experiment.groups) > SHOWN_GROUPS:
+        lines.append(f"  … and {len(experiment.groups) - SHOWN_GROUPS} more groups")
+    lines.extend(_divergence(experiment))
+    lines.extend(f"  {failure.error}: {runs_in_words(failure.runs)}" for failure in experiment.error_messages)
+    lines.extend(f"  {finding.code}: {finding.message}" for finding in experiment.findings)
+    lines.append(f"  {calls(experiment, now)}; seed {experiment.seed}")
+    return lines
+
+
+def _excerpt_start(experiment: Experiment) -> int:
+    return experiment.divergence.index if experiment.divergence else 0
+
+
+def _parting_part(experiment: Experiment, group: Group) -> str:
+    """The part of a group's output in which groups part."""
+    step = experiment.divergence.step if experiment.divergence else None
+    return group.output if step is None else "".join(group.parts[step : step + 1])
+
+
+def _divergence(experiment: Experiment) -> list[str]:
+    parted = experiment.divergence
+    if parted is None:
+        return []
+    step = f"step {parted.step + 1}, " if len(experiment.steps) > 1 else ""
+    after = f", after “{excerpt(parted.prefix, len(parted.prefix))}”" if parted.prefix else ""
+    lines = [f"  they part at {step}{parted.unit} {parted.index}{after}"]
+    for branch in parted.branches[:SHOWN_BRANCHES]:
+        text = f"“{excerpt(branch.text)}”" if branch.text else "(the output ends)"
+        lines.append(f"    {branch.count} × {text}")
+    if len(parted.branches) > SHOWN_BRANCHES:
+        lines.append(f"    … and {len(parted.branches) - SHOWN_BRANCHES} more")
+    return lines
+
+
+def title(experiment: Experiment) -> str:
+    """``burst``, or ``burst, attempt 2`` for a repetition."""
+    return experiment.load + (f", attempt {experiment.attempt + 1}" if experiment.attempt else "")
+
+
+def bound(experiment: Experiment) -> str:
+    """What the runs say of the next call."""
+    return (
+        f"another call agrees at least {percent(experiment.agreement_lower)} of the time,"
+        f" at {experiment.confidence * 100:g} %"
+    )
+
+
+def calls(experiment: Experiment, now: datetime.datetime) -> str:
+    """``29 calls live, 1 answer from the store (oldest 3 hours)``."""
+    found = experiment.calls
+    parts = []
+    if found.live or not found.cached:
+        parts.append(f"{found.live} call{'' if found.live == 1 else 's'} live")
+    if found.cached:
+        oldest = f" (oldest {age(found.oldest_sample, now)})" if found.oldest_sample else ""
+        parts.append(f"{found.cached} answer{'' if found.cached == 1 else 's'} from the store{oldest}")
+    text = ", ".join(parts)
+    return text if found.live or not found.cached else f"{text}: a replay is no new evidence"
+
+
+def age(moment: str, now: datetime.datetime) -> str:
+    """The time since a moment in ISO 8601, in the largest whole unit."""
+    seconds = max(0.0, (now - datetime.datetime.fromisoformat(moment)).total_seconds())
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return f"{int(seconds)} second{'' if int(seconds) == 1 else 's'}"
+
+
+def line(result: TestResult, now: datetime.datetime) -> str:
+    """One test on one line, for the summary section."""
+    if not result.experiments or not result.counts:
+        return f"{result.verdict:<18}{result.nodeid}  {' '.join(result.reason.split())}"
+    worst = min(result.experiments, key=lambda experiment: experiment.agreement_lower)
+    loads = ",".join(dict.fromkeys(experiment.load for experiment in result.experiments))
+    reason = " ".join(result.reason.split())
+    origin = "; ".join(dict.fromkeys(calls(experiment, now) for experiment in result.experiments))
+    codes = dict.fromkeys(
+        finding.code
+        for findings in (result.findings, *(experiment.findings for experiment in result.experiments))
+        for finding in findings
+    )
+    shown = f"; {', '.join(codes)}" if codes else ""
+    return f"{result.verdict:<18}{result.nodeid}  {reason}, {loads}; {bound(worst)}; {origin}{shown}"

@@ -1,0 +1,389 @@
+"""The live side of one experiment: which run is active, what it asked, what is known, what to fetch ahead.
+
+No HTTP library and no pytest is known here. A seam asks `Sampler.ask` about a request and gets an `Ask`: its sample if
+it is known, else the runs to fetch it for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pytest_llm_determinism.refusal import Refusal
+from pytest_llm_determinism.runs import Exchange, Run
+from pytest_llm_determinism.shapes import Answer, ModelCall, Unreadable, read_answer
+from pytest_llm_determinism.slots import Slots
+from pytest_llm_determinism.store import Sample, SampleStore, sample_key
+
+T = TypeVar("T")
+
+WINDOW = 512
+"""Runs read from the store, or fetched ahead, at once: what is held in memory must not grow with the runs."""
+
+KEPT_REQUESTS = 64
+"""Canonical requests kept for `prompt-varies`; two are enough to show what varies."""
+
+Place = tuple[str, int]
+"""A request's key and occurrence: what identifies an exchange within its run."""
+
+Trace = tuple[tuple[Place, str], ...]
+"""The places a run asked, with the outputs it got."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one experiment is to do.
+
+    Attributes:
+        concurrency: calls in flight, this process's share; 1 under ``solo``.
+        batch: most runs fetched ahead at once.
+        cache: ``auto``, ``refresh``, ``replay`` or ``off``.
+        not_before: samples that arrived earlier (seconds since the epoch) are asked again.
+        origins: see `shapes.recognise`.
+        seed: of the starts' spread.
+    """
+
+    load: str
+    attempt: int
+    runs: int
+    concurrency: int
+    cache: str
+    not_before: float
+    seed: int
+    batch: int = WINDOW
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Calls:
+    """Where the answers came from: asked live in this experiment, or found in the store."""
+
+    live: int = 0
+    cached: int = 0
+    oldest: float | None = None
+
+    def oldest_sample(self) -> str | None:
+        """Arrival of the oldest sample from the store, ISO 8601 in UTC."""
+        if self.oldest is None:
+            return None
+        return datetime.datetime.fromtimestamp(self.oldest, datetime.UTC).isoformat()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A sample at hand for a run that has not asked yet."""
+
+    sample: Sample
+    exchange: Exchange
+    stored: bool
+
+
+@dataclass(slots=True)
+class Received:
+    """What came of one call.
+
+    Attributes:
+        sample: the response, whatever its status.
+        broken: the error that ended the body early, if one did; the sample then holds what arrived before.
+        known: the response as an answer; None if it is none.
+    """
+
+    sample: Sample
+    broken: Exception | None = None
+    known: Known | None = None
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """What is at hand for one place: samples of runs to come, by run."""
+
+    known: dict[int, Known] = field(default_factory=dict)
+    read_up_to: int = 0
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
+class _Running:
+    index: int
+    started: list[Place] = field(default_factory=list)
+    busy: set[Place] = field(default_factory=set)
+    finished: dict[Place, Exchange] = field(default_factory=dict)
+    failures: dict[Place, str] = field(default_factory=dict)
+    recorded: list[str] = field(default_factory=list)
+
+
+class Sampler:
+    """One experiment under way. Safe to use from any thread."""
+
+    def __init__(self, plan: Plan, store: SampleStore | None) -> None:
+        self.plan = plan
+        self.slots = Slots(plan.concurrency)
+        self.calls = Calls()
+        self.random = random.Random(plan.seed)
+        self.refusal: str | None = None
+        self.requests: dict[str, str] = {}
+        self._store = store
+        self._lock = threading.RLock()
+        self._run: _Running | None = None
+        self._shelves: dict[Place, _Shelf] = {}
+        self._exchanges: dict[Exchange, Exchange] = {}
+        self._texts: dict[str, str] = {}
+        self._traces: Counter[Trace] = Counter()
+        self._askers: Counter[Place] = Counter()
+        self._held: set[str] = set()
+
+    # The run
+
+    def start_run(self, index: int) -> None:
+        with self._lock:
+            self._run = _Running(index)
+
+    def record(self, value: str) -> None:
+        with self._lock:
+            if self._run is None:
+                raise RuntimeError("a value was recorded outside a run")
+            self._run.recorded.append(self._texts.setdefault(value, value))
+
+    def finish_run(self, broken_off: bool = False) -> Run:
+        """End the active run and say what it left behind."""
+        with self._lock:
+            running = self._run
+            assert running is not None
+            self._run = None
+            exchanges = tuple(running.finished[place] for place in running.started if place in running.finished)
+            error = next(iter(running.failures.values()), None)
+            if error is None:
+                self._traces[_trace(running.finished)] += 1
+                self._askers.update(running.finished.keys())
+            for shelf in self._shelves.values():
+                shelf.known.pop(running.index, None)
+            return Run(running.index, exchanges, tuple(running.recorded), error, broken_off)
+
+    # One request
+
+    def ask(self, call: ModelCall) -> Ask | None:
+        """A request of the active run; None when no run is active.
+
+        Raises:
+            Refusal: its sample is not known and may not be asked for.
+        """
+        with self._lock:
+            running = self._run
+            if running is None:
+                return None
+            occurrence = 0
+            while (call.key, occurrence) in running.busy or (call.key, occurrence) in running.finished:
+                occurrence += 1
+            place = (call.key, occurrence)
+            running.busy.add(place)
+            if place not in running.started:
+                running.started.append(place)
+            if len(self.requests) < KEPT_REQUESTS:
+                self.requests.setdefault(call.key, call.canonical)
+            asked = Ask(self, call, place, running)
+            try:
+                shelf = self._shelf(asked)
+                known = shelf.known.pop(running.index, None)
+                if known is None and self.plan.cache == "replay":
+                    self.refuse(
+                        "a sample is not in the store and cache=replay asks no model"
+                        f" (run {running.index}, {call.family.name}); fill the store with --determinism-cache=auto"
+                    )
+            except BaseException:
+                running.busy.discard(place)
+                raise
+            asked.known = known
+            return asked
+
+    def refuse(self, message: str) -> None:
+        self.refusal = message
+        raise Refusal(message)
+
+    def _shelf(self, asked: Ask) -> _Shelf:
+        """The shelf of a place, filled from the store for the active run and those after it."""
+        shelf = self._shelves.setdefault(asked.place, _Shelf())
+        start = asked.run.index
+        if start >= shelf.read_up_to:
+            stop = min(start + WINDOW, self.plan.runs)
+            if self._store is not None and self.plan.cache != "off":
+                keys = {self._key(asked.place, run): run for run in range(start, max(stop, start + 1))}
+                found = self._stored(lambda store: store.read(keys, self.plan.not_before))
+                for key, sample in found.items():
+                    try:
+                        exchange = self._exchange(
+                            asked.place, read_answer(asked.call, sample.body, sample.content_type)
+                        )
+                    except Unreadable:
+                        continue
+                    shelf.known.setdefault(keys[key], Known(sample, exchange, stored=True))
+                    shelf.seconds = sample.seconds
+            shelf.read_up_to = max(stop, start + 1)
+        return shelf
+
+    def _stored(self, use: Callable[[SampleStore], T]) -> T:
+        assert self._store is not None
+        try:
+            return use(self._store)
+        except Refusal as refusal:
+            self.refusal = str(refusal)
+            raise
+
+    def _key(self, place: Place, run: int) -> str:
+        return sample_key(place[0], self.plan.load, self.plan.attempt, place[1], run)
+
+    def _exchange(self, place: Place, answer: Answer) -> Exchange:
+        output = self._texts.setdefault(answer.output, answer.output)
+        made = Exchange(
+            *place,
+            output,
+            answer.model,
+            answer.fingerprint,
+            answer.finish_reason,
+            answer.input_tokens,
+            answer.output_tokens,
+        )
+        return self._exchanges.setdefault(made, made)
+
+
+class Ask:
+    """One request of the active run, from its start to its answer.
+
+    Attributes:
+        known: its sample, if it need not be asked.
+        seconds: how long a call for this request takes, if one was seen.
+    """
+
+    def __init__(self, sampler: Sampler, call: ModelCall, place: Place, run: _Running) -> None:
+        self.sampler = sampler
+        self.call = call
+        self.place = place
+        self.run = run
+        self.known: Known | None = None
+        # What this run had been told when it asked: runs that had been told the same will ask the same.
+        self._told = {place: exchange.output for place, exchange in run.finished.items()}
+
+    @property
+    def seconds(self) -> float:
+        return self.sampler._shelves[self.place].seconds or 0.0
+
+    def ahead(self) -> list[int]:
+        """The later runs that will certainly ask the same and whose samples are not at hand.
+
+        Certain is what earlier runs showed: most of those that had been told the same so far asked this next. So
+        the first run to come here travels alone, and a prompt that differs in every run is never fetched ahead.
+        """
+        sampler = self.sampler
+        with sampler._lock:
+            plan = sampler.plan
+            if plan.concurrency == 1 or self.call.key in sampler._held:
+                return []
+            alike, asked = self._earlier_runs()
+            if 2 * asked <= alike:
+                return []
+            shelf = sampler._shelves[self.place]
+            last = min(plan.runs, self.run.index + plan.batch, shelf.read_up_to)
+            return [
+                run
+                for run in range(self.run.index + 1, last)
+                if run not in shelf.known and self._will_be_told_the_same(run)
+            ]
+
+    def _earlier_runs(self) -> tuple[int, int]:
+        """How many earlier runs had been told the same, and how many of them asked this."""
+        traces = self.sampler._traces
+        if not self._told:
+            return traces.total(), self.sampler._askers[self.place]
+        alike = asked = 0
+        for trace, count in traces.items():
+            told = dict(trace)
+            if all(told.get(place) == output for place, output in self._told.items()):
+                alike += count
+                asked += count if self.place in told else 0
+        return alike, asked
+
+    def _will_be_told_the_same(self, run: int) -> bool:
+        for place, output in self._told.items():
+            shelf = self.sampler._shelves.get(place)
+            known = shelf.known.get(run) if shelf else None
+            if known is None or known.exchange.output != output:
+                return False
+        return True
+
+    def sent(self) -> None:
+        """A request goes out to the server."""
+        with self.sampler._lock:
+            self.sampler.calls.live += 1
+
+    def keep(self, run: int, sample: Sample) -> Known | None:
+        """Keep what the server sent for a run; None for what is no answer, which is never kept."""
+        sampler = self.sampler
+        if 400 <= sample.status < 500:
+            # Too many requests, or one that is refused whoever sends it: more of the same helps nobody.
+            with sampler._lock:
+                sampler._held.add(self.call.key)
+        if not 200 <= sample.status < 300:
+            return None
+        try:
+            answer = read_answer(self.call, sample.body, sample.content_type)
+        except Unreadable:
+            return None
+        with sampler._lock:
+            known = Known(sample, sampler._exchange(self.place, answer), stored=False)
+            shelf = sampler._shelves[self.place]
+            shelf.seconds = sample.seconds
+            if run != self.run.index:
+                shelf.known[run] = known
+        if sampler._store is not None and sampler.plan.cache != "off":
+            sampler._stored(lambda store: store.write(sampler._key(self.place, run), sample))
+        return known
+
+    def concluded(self, received: Received) -> None:
+        """The run gets this response."""
+        if received.broken is not None:
+            self.failed(f"{type(received.broken).__name__}: {received.broken}")
+        elif received.known is None:
+            self.failed(_reason(received.sample))
+        else:
+            self.answered(received.known)
+
+    def answered(self, known: Known) -> None:
+        with self.sampler._lock:
+            calls = self.sampler.calls
+            if known.stored:
+                calls.cached += 1
+                calls.oldest = min(known.sample.at, calls.oldest or known.sample.at)
+            self.run.finished[self.place] = known.exchange
+            self.run.busy.discard(self.place)
+            self.run.failures.pop(self.place, None)
+
+    def failed(self, reason: str) -> None:
+        """The run gets an error; the client may try again, and what it then gets is this exchange."""
+        with self.sampler._lock:
+            self.run.busy.discard(self.place)
+            self.run.failures[self.place] = reason
+
+    def abandoned(self) -> None:
+        """The call was cancelled or refused: neither an answer nor an API error."""
+        with self.sampler._lock:
+            self.run.busy.discard(self.place)
+
+
+def _trace(finished: Mapping[Place, Exchange]) -> Trace:
+    return tuple((place, exchange.output) for place, exchange in finished.items())
+
+
+def _reason(sample: Sample) -> str:
+    """An HTTP error, or a response that is no answer, in words."""
+    text = " ".join(sample.body.decode("utf-8", "replace").split())
+    return f"HTTP {sample.status}: {text[:200]}" if sample.status >= 300 else f"no answer in: {text[:200]}"
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that is new in each session and stands in the report."""
+    return random.Random(f"{time.time_ns()}{parts}").getrandbits(32)

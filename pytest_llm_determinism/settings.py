@@ -1,0 +1,488 @@
+"""The one table of settings, and how a setting gets its value.
+
+Marker keywords, command-line flags, ini keys, ``--help`` and the table in ``docs/settings.md`` are all made
+from `TABLE`. A flag wins over the marker, the marker over ini, ini over the default; every value remembers
+where it came from, so that a message can say so.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LOADS = ("solo", "burst")
+CACHE_MODES = ("auto", "refresh", "replay", "off")
+COMPARISONS = ("exact", "stripped", "whitespace", "casefold", "json")
+REFERENCE = "reference"
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class SettingError(ValueError):
+    """A value that cannot be used; the message says what, where from, and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table.
+
+    `parse` takes the text of a flag or an ini file, or the object given to the marker, and returns the value
+    or raises `ValueError` with the reason.
+    """
+
+    name: str
+    default: object
+    parse: Callable[[Any], Any]
+    metavar: str
+    help: str
+    marker: bool = True
+    several: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--determinism-" + self.name.replace("_", "-")
+
+    @property
+    def ini(self) -> str:
+        return "determinism_" + self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A setting's value with its source (``cli``, ``marker``, ``ini`` or ``default``) and that source in words."""
+
+    value: Any
+    source: str
+    where: str
+
+
+class Settings:
+    """The settings in force for one test: ``settings.runs`` is a value, ``settings.origin("runs")`` its source."""
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self._values = dict(values)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name].value
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def origin(self, name: str) -> Value:
+        return self._values[name]
+
+    def quote(self, name: str) -> str:
+        """``max_unique=1 (default)``: how every message names a setting."""
+        found = self._values[name]
+        return f"{name}={shown(found.value)} ({found.where})"
+
+    def to_json(self) -> dict[str, dict[str, object]]:
+        return {name: {"value": _jsonable(found.value), "source": found.source} for name, found in self._values.items()}
+
+
+def shown(value: object) -> str:
+    """A value as a person would write it in a flag."""
+    if value is None:
+        return "none"
+    if value is True or value is False:
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(shown(part) for part in value)
+    if isinstance(value, Duration):
+        return value.text
+    if callable(value):
+        return f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', repr(value))}"
+    return str(value)
+
+
+def _jsonable(value: object) -> object:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Duration):
+        return value.text
+    if isinstance(value, float):
+        return value
+    if isinstance(value, tuple):
+        return [_jsonable(part) for part in value]
+    return shown(value)
+
+
+class Duration(float):
+    """Seconds, remembering how they were written."""
+
+    text: str
+
+    def __new__(cls, seconds: float, text: str) -> Duration:
+        made = super().__new__(cls, seconds)
+        made.text = text
+        return made
+
+
+# Parsers. Each raises ValueError with the rule; the caller adds the value, the source and the test.
+
+
+def _whole(minimum: int, rule: str) -> Callable[[object], int]:
+    def parse(given: object) -> int:
+        if isinstance(given, str) and re.fullmatch(r"[+-]?\d+", given.strip()):
+            number = int(given)
+        elif isinstance(given, int) and not isinstance(given, bool):
+            number = given
+        else:
+            raise ValueError(rule)
+        if number < minimum:
+            raise ValueError(rule)
+        return number
+
+    return parse
+
+
+def _number(rule: str, accepts: Callable[[float], bool]) -> Callable[[object], float]:
+    def parse(given: object) -> float:
+        if isinstance(given, bool) or not isinstance(given, (int, float, str)):
+            raise ValueError(rule)
+        try:
+            number = float(given)
+        except ValueError:
+            raise ValueError(rule) from None
+        if not accepts(number):
+            raise ValueError(rule)
+        return number
+
+    return parse
+
+
+def _or_none(parse: Callable[[Any], Any]) -> Callable[[object], Any]:
+    def parse_or_none(given: object) -> Any:
+        if given is None or (isinstance(given, str) and given.strip().lower() == "none"):
+            return None
+        return parse(given)
+
+    return parse_or_none
+
+
+def _on_off(given: object) -> bool:
+    if isinstance(given, bool):
+        return given
+    if isinstance(given, str):
+        word = given.strip().lower()
+        if word in ("on", "true", "yes", "1"):
+            return True
+        if word in ("off", "false", "no", "0"):
+            return False
+    raise ValueError("write on or off")
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[object], str]:
+    def parse(given: object) -> str:
+        if isinstance(given, str) and given.strip() in words:
+            return given.strip()
+        raise ValueError(f"write one of {', '.join(words)}{_close(given, words)}")
+
+    return parse
+
+
+def _close(given: object, words: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(given), list(words), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _words(given: object) -> list[str]:
+    """The values of a setting that takes several: a list, or text with commas."""
+    if isinstance(given, str):
+        parts = [part.strip() for part in given.split(",")]
+    elif isinstance(given, (list, tuple)) and all(isinstance(part, str) for part in given):
+        parts = [piece.strip() for part in given for piece in part.split(",")]
+    else:
+        raise ValueError("write one name, or several with commas or as a list")
+    if not parts or not all(parts):
+        raise ValueError("write one name, or several with commas or as a list")
+    return parts
+
+
+def _load(given: object) -> tuple[str, ...]:
+    loads = _words(given)
+    for load in loads:
+        if load == "crowd":
+            raise ValueError("crowd is not available in this version; write solo, burst, or both")
+        if load not in LOADS:
+            raise ValueError(f"write solo, burst, or both{_close(load, LOADS)}")
+    if len(set(loads)) != len(loads):
+        raise ValueError("name each load once")
+    return tuple(loads)
+
+
+def _compare(given: object) -> object:
+    if callable(given):
+        return given
+    if isinstance(given, str) and given.strip():
+        # Whether the name exists is known only with the comparisons that plugins add, so it is resolved later
+        # (`comparison_in_force`), still before any call is made.
+        return given.strip()
+    raise ValueError(f"write one of {', '.join(COMPARISONS)}, a callable, or 'package.module:function'")
+
+
+def _endpoint(given: object) -> str:
+    rule = f"write a base URL such as https://host/v1, or {REFERENCE}"
+    if not isinstance(given, str):
+        raise ValueError(rule)
+    text = given.strip()
+    if text != REFERENCE and not re.match(r"https?://[^/\s]+", text):
+        raise ValueError(rule)
+    return text.rstrip("/")
+
+
+def _model(given: object) -> tuple[str, ...]:
+    models = _words(given)
+    if len(set(models)) != len(models):
+        raise ValueError("name each model once")
+    return tuple(models)
+
+
+def _duration(given: object) -> Duration:
+    rule = "write a duration such as 90s, 30m, 12h, 7d, or none"
+    if not isinstance(given, str):
+        raise ValueError(rule)
+    found = _DURATION.fullmatch(given.strip())
+    if found is None:
+        raise ValueError(rule)
+    return Duration(float(found[1]) * _SECONDS[found[2]], given.strip())
+
+
+def _directory(given: object) -> str:
+    if isinstance(given, (str, os.PathLike)) and str(given).strip():
+        return str(given).strip()
+    raise ValueError("write the path of a directory")
+
+
+def _report(given: object) -> tuple[str, ...]:
+    paths = _words(given)
+    for path in paths:
+        if not path.endswith(".json"):
+            raise ValueError("write a file name that ends in .json, the only report format of this version")
+    return tuple(paths)
+
+
+_ANY_NUMBER = "write a number from 0 to 2, or none to leave it out of the request"
+
+TABLE: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "gate",
+            True,
+            _on_off,
+            "on|off",
+            "off: marked bodies run once, unobserved, and the summary says how many tests were not gated",
+            marker=False,
+        ),
+        Setting("runs", 30, _whole(2, "a gate needs at least 2 runs; write 2 or more"), "K", "runs of each body"),
+        Setting(
+            "attempts",
+            1,
+            _whole(1, "write 1 or more"),
+            "N",
+            "independent repetitions of the runs; the worst counts",
+        ),
+        Setting(
+            "max_unique",
+            1,
+            _whole(1, "at least one output is always there; write 1 or more"),
+            "N",
+            "more different outputs than this fail the test",
+        ),
+        Setting(
+            "min_agreement",
+            None,
+            _or_none(_number("write a share above 0 and at most 1, such as 0.95", lambda x: 0 < x <= 1)),
+            "SHARE",
+            "fail when a smaller share of the runs is in the largest group",
+        ),
+        Setting(
+            "confidence",
+            None,
+            _or_none(_number("write a level between 0 and 1, such as 0.95", lambda x: 0 < x < 1)),
+            "LEVEL",
+            "min_agreement must hold for the lower bound at this confidence, not only for the runs seen",
+        ),
+        Setting(
+            "max_errors",
+            0,
+            _whole(0, "write 0 or more"),
+            "N",
+            "runs that may end in an API error and still give a verdict",
+        ),
+        Setting(
+            "compare",
+            "exact",
+            _compare,
+            "HOW",
+            f"when two outputs are the same: {', '.join(COMPARISONS)}, or package.module:function",
+        ),
+        Setting(
+            "load",
+            ("burst",),
+            _load,
+            "LOAD",
+            "what else is in flight while sampling: solo (one request at a time), burst (many, with spread"
+            " starts), or both",
+            several=True,
+        ),
+        Setting(
+            "concurrency",
+            8,
+            _whole(1, "write 1 or more"),
+            "N",
+            "calls in flight for the whole session, divided among xdist workers",
+        ),
+        Setting("fail_fast", False, _on_off, "on|off", "stop sampling as soon as the gate cannot pass any more"),
+        Setting(
+            "endpoint",
+            None,
+            _or_none(_endpoint),
+            "URL",
+            f"base URL of the model API, or {REFERENCE} for the bundled server; exported to the code under test"
+            " as OPENAI_BASE_URL",
+            marker=False,
+        ),
+        Setting(
+            "model",
+            None,
+            _or_none(_model),
+            "NAME",
+            "model of the llm fixture; with several, each test that uses llm runs once per model",
+            marker=False,
+            several=True,
+        ),
+        Setting(
+            "temperature",
+            0,
+            _or_none(_number(_ANY_NUMBER, lambda x: 0 <= x <= 2)),
+            "T",
+            "temperature of the llm fixture; none leaves it out of the request",
+            marker=False,
+        ),
+        Setting(
+            "cache",
+            "auto",
+            _one_of(CACHE_MODES),
+            "MODE",
+            "auto: use and fill the store; refresh: ask again; replay: never touch the network; off: no store",
+            marker=False,
+        ),
+        Setting(
+            "cache_dir",
+            ".pytest_llm_determinism",
+            _directory,
+            "DIR",
+            "directory of the store, relative to rootdir",
+            marker=False,
+        ),
+        Setting(
+            "cache_ttl",
+            Duration(86400, "1d"),
+            _or_none(_duration),
+            "AGE",
+            "older samples are asked again (not under replay): 12h, 7d, none",
+            marker=False,
+        ),
+        Setting(
+            "report",
+            None,
+            _or_none(_report),
+            "FILE",
+            "write a report to this file (.json); may be given several times",
+            marker=False,
+            several=True,
+        ),
+    )
+}
+
+
+NUMBERS = frozenset(
+    (
+        "runs",
+        "attempts",
+        "max_unique",
+        "min_agreement",
+        "confidence",
+        "max_errors",
+        "concurrency",
+        "temperature",
+    )
+)
+"""Settings whose values are numbers, if they have one."""
+
+
+def parse(setting: Setting, given: object, where: str) -> Any:
+    """The value that `given` stands for.
+
+    Raises:
+        SettingError: naming the setting, the value, where it came from and what to write instead.
+    """
+    try:
+        return setting.parse(given)
+    except ValueError as error:
+        written = shown(given) if isinstance(given, str) else repr(given)
+        raise SettingError(f"{setting.name}={written} (from {where}): {error}") from None
+
+
+def defaults() -> dict[str, Value]:
+    return {name: Value(setting.default, "default", "default") for name, setting in TABLE.items()}
+
+
+def from_text(
+    flags: Mapping[str, object], ini: Mapping[str, object], ini_file: str
+) -> tuple[dict[str, Value], dict[str, Value]]:
+    """The values given by flags and by ini, parsed. Both map setting names to what was written, if anything.
+
+    Raises:
+        SettingError: for the first value that cannot be used.
+    """
+    cli = {
+        name: Value(parse(TABLE[name], given, f"{TABLE[name].flag}"), "cli", f"{TABLE[name].flag}")
+        for name, given in flags.items()
+        if given is not None
+    }
+    file = {
+        name: Value(
+            parse(TABLE[name], given, f"{TABLE[name].ini} in {ini_file}"),
+            "ini",
+            f"{TABLE[name].ini} in {ini_file}",
+        )
+        for name, given in ini.items()
+        if given is not None
+    }
+    return cli, file
+
+
+def resolve(cli: Mapping[str, Value], marker: Mapping[str, Value], file: Mapping[str, Value]) -> Settings:
+    """Flag over marker over ini over default."""
+    return Settings(defaults() | dict(file) | dict(marker) | dict(cli))
+
+
+def check_claim(settings: Settings) -> None:
+    """Refuse a claim that the runs can never support.
+
+    Raises:
+        SettingError: names the runs that are needed.
+    """
+    if settings.confidence is None or settings.min_agreement is None:
+        return
+    if settings.min_agreement == 1:
+        raise SettingError(
+            f"{settings.quote('min_agreement')} can be shown by no number of runs at"
+            f" {settings.quote('confidence')}; write a share below 1"
+        )
+    from pytest_llm_determinism.analysis.statistics import runs_needed
+
+    needed = runs_needed(settings.min_agreement, settings.confidence)
+    if settings.runs < needed:
+        raise SettingError(
+            f"{settings.quote('runs')} can never show {settings.quote('min_agreement')} at"
+            f" {settings.quote('confidence')}, not even when all runs agree; write runs={needed} or more, or claim less"
+        )

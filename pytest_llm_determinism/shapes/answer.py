@@ -1,0 +1,121 @@
+"""What an answer says, whichever API gave it, and what an API family has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Unreadable(ValueError):
+    """A response that is no answer, with the reason; it is an error, never an output."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call as the model asked for it; the provider's id is no part of it."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response.
+
+    Attributes:
+        output: what runs are compared by: the text, then tool calls by name and arguments.
+        text: the text alone.
+        finish_reason: as the provider names it; several choices are joined by commas.
+        input_tokens, output_tokens: as the provider counts them, None where it does not.
+        raw: the response as parsed JSON; of a stream, its last event.
+    """
+
+    output: str
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+    model: str | None = None
+    fingerprint: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    raw: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One API family.
+
+    Attributes:
+        name: for messages.
+        route: whether a URL's path is this API's.
+        asks: whether a request's body is a question to a model.
+        read: the answer in a JSON response; raises `Unreadable`.
+        read_stream: the answer in the events of a stream, each parsed JSON; raises `Unreadable`.
+    """
+
+    name: str
+    route: Callable[[str], bool]
+    asks: Callable[[dict[str, Any]], bool]
+    read: Callable[[dict[str, Any]], Answer]
+    read_stream: Callable[[Iterable[Any]], Answer]
+
+
+@dataclass(slots=True)
+class Choice:
+    """One of the alternatives of an answer, as it is put together."""
+
+    text: str = ""
+    refusal: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def output(self) -> str:
+        lines = [self.text] if self.text or not (self.refusal or self.tool_calls) else []
+        if self.refusal:
+            lines.append(f"[refusal] {self.refusal}")
+        lines.extend(f"[tool call] {call.name}({call.arguments})" for call in self.tool_calls)
+        return "\n".join(lines)
+
+
+def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:
+    """An answer from its choices; `raw` gives model and fingerprint, `usage` the token counts."""
+    if not choices:
+        raise Unreadable(f"a response without an answer: {str(raw)[:80]}")
+    usage = usage if isinstance(usage, dict) else {}
+    several = len(choices) > 1
+    return Answer(
+        output="\n".join(
+            f"[choice {number}] {choice.output()}" if several else choice.output()
+            for number, choice in enumerate(choices)
+        ),
+        text="\n".join(choice.text for choice in choices),
+        tool_calls=tuple(call for choice in choices for call in choice.tool_calls),
+        finish_reason=",".join(str(choice.finish_reason) for choice in choices if choice.finish_reason) or None,
+        model=text_or_none(raw.get("model")),
+        fingerprint=text_or_none(raw.get("system_fingerprint")),
+        input_tokens=_count(usage.get("prompt_tokens", usage.get("input_tokens"))),
+        output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
+        raw=raw,
+    )
+
+
+def text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def text_of(content: object) -> str:
+    """The text of a message's content: a string, or a list of parts of which the text is taken."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(
+            part if isinstance(part, str) else str(part.get("text") or "")
+            for part in content
+            if isinstance(part, (str, dict))
+        )
+    return ""

@@ -1,0 +1,89 @@
+"""How many calls may be in flight at once, over all threads and event loops of the process."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+
+
+class Slots:
+    """A semaphore that threads and tasks of any event loop may wait for, served in order of arrival."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def acquire(self) -> None:
+        ready = threading.Event()
+        if not self._take_or_wait(ready.set):
+            try:
+                ready.wait()
+            except BaseException:
+                self._give_up(ready.set, ready.is_set)
+                raise
+
+    async def acquire_async(self) -> None:
+        import anyio
+
+        ready = anyio.Event()
+        wake = _waker(ready.set)
+        granted = threading.Event()
+
+        def grant() -> None:
+            granted.set()
+            wake()
+
+        if not self._take_or_wait(grant):
+            try:
+                await ready.wait()
+            except BaseException:
+                self._give_up(grant, granted.is_set)
+                raise
+
+    def release(self) -> None:
+        with self._lock:
+            if not self._waiting:
+                self._free += 1
+                return
+            grant = self._waiting.popleft()
+        grant()
+
+    def _take_or_wait(self, grant: Callable[[], None]) -> bool:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+            self._waiting.append(grant)
+            return False
+
+    def _give_up(self, grant: Callable[[], None], granted: Callable[[], bool]) -> None:
+        with self._lock:
+            if grant in self._waiting:
+                self._waiting.remove(grant)
+                return
+        if granted():
+            self.release()
+
+
+def _waker(set_event: Callable[[], object]) -> Callable[[], None]:
+    """A function that sets an event of this task's loop from any thread."""
+    if "trio" in sys.modules:
+        import trio
+
+        try:
+            token = trio.lowlevel.current_trio_token()
+        except RuntimeError:
+            pass  # trio is imported, but this task is not one of its own
+        else:
+            return lambda: token.run_sync_soon(set_event)
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(set_event)
+
+    return wake

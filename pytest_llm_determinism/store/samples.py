@@ -1,0 +1,180 @@
+"""Reading and writing samples, and keeping the store usable: locked down, set aside when damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pytest_llm_determinism.refusal import Refusal
+from pytest_llm_determinism.store.sample import Sample
+
+
+def _get(key: str, cache: Any) -> object:
+    return cache.get(key, retry=True)
+
+
+T = TypeVar("T")
+
+_CACHEDIR_TAG = """Signature: 8a477f597d28d172789f06886806bc55
+# This directory holds the cached model responses of pytest-llm-determinism.
+# For information about cache directory tags see https://bford.info/cachedir/
+"""
+
+
+class SampleStore:
+    """Samples in a directory, made at the first write.
+
+    All work on the database is done by one thread of the store's own: applications ask from many threads, and each
+    would open a connection that nobody closes.
+
+    Args:
+        directory: where the store is or will be.
+        writable: False never writes and never makes the directory (``cache=replay``).
+
+    Attributes:
+        notes: what a person should be told about the store, such as that a damaged one was set aside.
+    """
+
+    def __init__(self, directory: Path, writable: bool = True) -> None:
+        self.directory = directory
+        self.notes: list[str] = []
+        self._writable = writable
+        self._cache: Any = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._damaged_rows = 0
+
+    def read(self, keys: Iterable[str], not_before: float) -> dict[str, Sample]:
+        """The samples under these keys that arrived at `not_before` (seconds since the epoch) or later."""
+        if self._cache is None and not (self.directory / "cache.db").exists():
+            return {}
+        return self._work(lambda: self._read(list(keys), not_before))
+
+    def write(self, key: str, sample: Sample) -> None:
+        """Keep a sample; when this returns it survives the end of the process."""
+        if self._writable:
+            self._work(lambda: self._write(key, sample))
+
+    def close(self) -> None:
+        if self._thread is not None:
+            if self._cache is not None:
+                self._thread.submit(self._cache.close).result()
+                self._cache = None
+            self._thread.shutdown()
+            self._thread = None
+        if self._damaged_rows:
+            self.notes.append(f"{self._damaged_rows} damaged samples in {self.directory} were not used")
+            self._damaged_rows = 0
+
+    def _work(self, job: Callable[[], T]) -> T:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="determinism-store")
+        try:
+            return self._thread.submit(job).result()
+        except (OSError, sqlite3.Error) as error:
+            raise Refusal(
+                f"the store in {self.directory} cannot be used: {error}; make it writable, choose another with"
+                " --determinism-cache-dir, or do without it with --determinism-cache=off"
+            ) from error
+
+    def _read(self, keys: list[str], not_before: float) -> dict[str, Sample]:
+        found: dict[str, Sample] = {}
+        for key in keys:
+            text = self._guarded(functools.partial(_get, key))
+            if text is None:
+                continue
+            try:
+                sample = Sample.decode(text)
+            except ValueError:
+                self._damaged_rows += 1
+                continue
+            if sample.at >= not_before:
+                found[key] = sample
+        return found
+
+    def _write(self, key: str, sample: Sample) -> None:
+        text = sample.encode()
+        self._guarded(lambda cache: cache.set(key, text, retry=True))
+
+    def _guarded(self, use: Callable[[Any], T]) -> T | None:
+        """Use the cache; a database that turns out to be damaged is set aside and the use tried on a new one."""
+        from pytest_llm_determinism.store.disk import UntrustedRow
+
+        for last in (False, True):
+            try:
+                if self._cache is None:
+                    self._cache = self._open()
+                return use(self._cache) if self._cache is not None else None
+            except (UntrustedRow, UnicodeDecodeError):
+                self._damaged_rows += 1
+                return None
+            except sqlite3.DatabaseError as error:
+                if "could not decode" in str(error).lower():
+                    self._damaged_rows += 1
+                    return None
+                # Locked, full or read-only: nothing is wrong with the data, so nothing may be set aside.
+                usable = isinstance(error, sqlite3.OperationalError) and not str(error).startswith("no such")
+                if usable or last:
+                    raise
+                self._set_aside(error)
+        return None
+
+    def _open(self) -> Any:
+        import diskcache
+
+        from pytest_llm_determinism.store.disk import SafeDisk, check_database
+
+        if not self._writable and not (self.directory / "cache.db").exists():
+            return None
+        self._prepare()
+        check_database(self.directory)
+        return diskcache.Cache(
+            str(self.directory),
+            disk=SafeDisk,
+            # Paid answers are never thrown away, and a foreign database does not choose.
+            eviction_policy="none",
+            cull_limit=0,
+            statistics=0,
+            tag_index=0,
+            disk_min_file_size=2**15,
+            disk_pickle_protocol=0,
+        )
+
+    def _prepare(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            os.chmod(self.directory, 0o700)
+        for name, content in ((".gitignore", "*\n"), ("CACHEDIR.TAG", _CACHEDIR_TAG)):
+            path = self.directory / name
+            if not path.exists():
+                path.write_text(content, encoding="utf-8")
+
+    def _set_aside(self, error: Exception) -> None:
+        """Move a damaged database out of the way, unless another process has done so already."""
+        from pytest_llm_determinism.store.disk import check_database
+
+        if self._cache is not None:
+            with contextlib.suppress(Exception):
+                self._cache.close()
+            self._cache = None
+        try:
+            check_database(self.directory)
+            with contextlib.closing(sqlite3.connect(self.directory / "cache.db", timeout=60)) as connection:
+                (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if state == "ok":
+                return
+        except sqlite3.DatabaseError:
+            pass
+        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
+        aside = self.directory / f"damaged-{stamp}"
+        aside.mkdir(mode=0o700)
+        for path in self.directory.glob("cache.db*"):
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(aside / path.name)
+        self.notes.append(f"the store in {self.directory} was damaged ({error}); it was set aside as {aside.name}")

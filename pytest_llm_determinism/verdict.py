@@ -1,0 +1,172 @@
+"""From settings and experiments to a verdict: which one, why in one line, which setting decided, what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_llm_determinism.analysis.groups import MissingCall
+from pytest_llm_determinism.analysis.statistics import agreement, percent
+from pytest_llm_determinism.results import Experiment
+from pytest_llm_determinism.settings import Settings
+
+TEMPERATURE_ADVICE = (
+    "this model may reject temperature: leave it out of the request (llm: temperature=None or"
+    " --determinism-temperature=none)"
+)
+
+PASSED = "passed"
+NONDETERMINISTIC = "nondeterministic"
+INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A verdict with its one-line reason, the setting that decided, and one line of what to try next."""
+
+    verdict: str
+    reason: str
+    decided_by: str | None = None
+    advice: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the runs of one test showed, over all its experiments.
+
+    Attributes:
+        counts: sizes of the groups over all experiments together, the largest first.
+        parted: groups left when runs that missed a call are not counted: what no missing call explains.
+        missing: runs that made no call where others did.
+        silent: runs that got through without any output while others had one.
+        refusal: why a call was not made, if one was refused.
+    """
+
+    experiments: Sequence[Experiment]
+    counts: Sequence[int]
+    parted: int
+    missing: MissingCall | None = None
+    silent: Sequence[int] = ()
+    refusal: str | None = None
+
+
+def judge(settings: Settings, evidence: Evidence) -> Verdict:
+    """The verdict on one test. What is shown beats what is missing: runs that part cannot be made one by more runs."""
+    shape = in_short(evidence.counts)
+    if evidence.parted > settings.max_unique:
+        return Verdict(
+            NONDETERMINISTIC,
+            f"{shape}, max_unique={settings.max_unique}",
+            settings.quote("max_unique"),
+            _advice(settings, evidence),
+        )
+    return _no_verdict(settings, evidence) or _too_little_agreement(settings, evidence, shape) or Verdict(PASSED, shape)
+
+
+def in_short(counts: Sequence[int]) -> str:
+    """``3 unique of 30 (27/2/1)``; of many groups the first are shown."""
+    if len(counts) <= 1:
+        return f"{len(counts)} unique of {sum(counts)}"
+    shown = "/".join(map(str, counts[:6])) + ("/…" if len(counts) > 6 else "")
+    return f"{len(counts)} unique of {sum(counts)} ({shown})"
+
+
+def runs_in_words(indices: Sequence[int]) -> str:
+    """``runs 4, 11, 29``; of many the first are shown."""
+    shown = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+    return f"run{'s' if len(indices) > 1 else ''} {shown}"
+
+
+def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
+    experiments = evidence.experiments
+    errors = max((found.errors for found in experiments), default=0)
+    if evidence.refusal is not None:
+        return Verdict(INCONCLUSIVE, evidence.refusal)
+    if errors > settings.max_errors:
+        worst = max(experiments, key=lambda found: found.errors)
+        first = worst.error_messages[0]
+        return Verdict(
+            INCONCLUSIVE,
+            f"{errors} of {worst.runs} runs ended in an API error, max_errors={settings.max_errors}: {first.error}",
+            settings.quote("max_errors"),
+            TEMPERATURE_ADVICE
+            if "HTTP 400" in first.error and "temperature" in first.error
+            else "look at the error; samples that arrived are kept, so a rerun asks only for the others",
+        )
+    if not evidence.counts:
+        return Verdict(
+            INCONCLUSIVE,
+            "no model call was observed and nothing was recorded",
+            None,
+            "check that the body asks a model; one that is reached by something that cannot be observed"
+            " (a subprocess, gRPC, raw sockets) has its answer recorded with the fixture:"
+            " determinism.record(answer)",
+        )
+    if evidence.missing is not None:
+        missing = evidence.missing
+        return Verdict(
+            INCONCLUSIVE,
+            f"{runs_in_words([item.run.index for item in missing.missing])} made no model call at step"
+            f" {missing.step + 1}, where {runs_in_words([item.run.index for item in missing.made])} did, although"
+            " nothing had parted them",
+            None,
+            "an application's own response cache (such as functools.cache) hides repeated calls; switch it off or"
+            " clear it in the body, so that every run asks",
+        )
+    if evidence.silent:
+        return Verdict(
+            INCONCLUSIVE,
+            f"{runs_in_words(evidence.silent)} recorded nothing, while others did",
+            None,
+            "call determinism.record(value) in every run",
+        )
+    fewest = min(experiments, key=lambda found: found.completed)
+    if fewest.completed < 2:
+        return Verdict(
+            INCONCLUSIVE,
+            f"{fewest.completed} of {fewest.runs} runs completed, and one run shows nothing",
+            None,
+            "raise runs, or look at the errors",
+        )
+    return None
+
+
+def _too_little_agreement(settings: Settings, evidence: Evidence, shape: str) -> Verdict | None:
+    wanted = settings.min_agreement
+    if wanted is None:
+        return None
+    seen = min(agreement(evidence.counts), *(found.agreement for found in evidence.experiments))
+    if seen < wanted:
+        return Verdict(
+            NONDETERMINISTIC,
+            f"{shape}, agreement {percent(seen)}, min_agreement={wanted}",
+            settings.quote("min_agreement"),
+            _advice(settings, evidence),
+        )
+    if settings.confidence is None:
+        return None
+    bound = min(found.agreement_lower for found in evidence.experiments)
+    if bound >= wanted:
+        return None
+    verdict = NONDETERMINISTIC if len(evidence.counts) > 1 else INCONCLUSIVE
+    return Verdict(
+        verdict,
+        f"{shape}, agreement at least {percent(bound)} at {percent(settings.confidence)}, min_agreement={wanted}",
+        f"{settings.quote('min_agreement')} with {settings.quote('confidence')}",
+        "more runs raise the bound" if verdict == INCONCLUSIVE else _advice(settings, evidence),
+    )
+
+
+def _advice(settings: Settings, evidence: Evidence) -> str:
+    codes = {finding.code: finding for found in evidence.experiments for finding in found.findings}
+    if "prompt-varies" in codes:
+        return "make the test send the same request in every run; until then it is not the model that is tested"
+    if "sampling-on" in codes:
+        return "send temperature=0"
+    if "formatting-only" in codes:
+        return f"{codes['formatting-only'].message}; choose that comparison if form does not matter to you"
+    if settings.max_unique == 1 and settings.min_agreement is not None:
+        return "min_agreement is judged after max_unique: raise max_unique to let min_agreement alone decide"
+    if settings.load == ("burst",):
+        return "see whether load matters: --determinism-load=solo,burst (company in the server's batch, or not)"
+    return "pin the model's version, ask the provider for batch-invariant serving, or gate on min_agreement"
