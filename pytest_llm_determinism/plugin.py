@@ -138,7 +138,7 @@ def _check_reports(config: pytest.Config) -> None:
 
 
 class _Collecting:
-    """Takes results from reports. A plugin object of its own, since the hook does not tell which session it is about."""
+    """Takes results from reports. A plugin object of its own, since the hook does not tell which session it is of."""
 
     def __init__(self, collected: Collected) -> None:
         self._collected = collected

@@ -61,6 +61,8 @@ def _divergence(experiment: Experiment) -> list[str]:
     if parted is None:
         return []
     step = f"step {parted.step + 1}, " if len(experiment.steps) > 1 else ""
+    if not parted.prefix and len(parted.branches) == len(experiment.groups):
+        return [f"  they part at {step}{parted.unit} 0"]  # the groups above show the branches already
     after = f", after “{excerpt(parted.prefix, len(parted.prefix))}”" if parted.prefix else ""
     lines = [f"  they part at {step}{parted.unit} {parted.index}{after}"]
     for branch in parted.branches[:SHOWN_BRANCHES]:

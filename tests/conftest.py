@@ -1,0 +1,86 @@
+"""What the tests share: a scripted server, and pytest run on a project written as text."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scripted import Script, ScriptedServer
+
+pytest_plugins = ["pytester"]
+
+QUIET = ("-p", "no:cacheprovider")
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[..., ScriptedServer]]:
+    """Start scripted servers: ``server("the answer")`` or ``server(script, latency=0.02)``; stopped with the test."""
+    started: list[ScriptedServer] = []
+
+    def start(script: Script | str, latency: float = 0.0) -> ScriptedServer:
+        started.append(ScriptedServer((lambda call: script) if isinstance(script, str) else script, latency))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.close()
+
+
+class Project:
+    """A project with one test module, on which pytest runs in a process of its own."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+
+    def write(self, test_module: str, **files: str) -> None:
+        """Write ``test_it.py`` and other modules (``conftest=…``, ``app=…``)."""
+        self.pytester.makepyfile(test_it=test_module, **files)
+
+    def pytest(self, *arguments: str, url: str | None = None, key: str = "sk-test-secret") -> pytest.RunResult:
+        """Run pytest with the endpoint in the environment, as the SDK's own users have it."""
+        environment = {"OPENAI_API_KEY": key}
+        if url is not None:
+            environment["OPENAI_BASE_URL"] = url
+        before = {name: os.environ.get(name) for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL")}
+        os.environ.pop("OPENAI_BASE_URL", None)
+        os.environ.update(environment)
+        try:
+            return self.pytester.runpytest_subprocess(*QUIET, *arguments)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    def report(self, *arguments: str, url: str | None = None) -> dict[str, Any]:
+        """Run pytest and give the JSON report, as ``{"exit": …, "tests": {name: …}, "whole": …}``."""
+        result = self.pytest("--determinism-report=report.json", *arguments, url=url)
+        whole = json.loads((self.path / "report.json").read_text())
+        tests = {test["nodeid"].partition("::")[2]: test for test in whole["tests"]}
+        return {"exit": result.ret, "tests": tests, "whole": whole, "result": result}
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> Project:
+    return Project(pytester)
+
+
+ASK = """
+import openai
+client = openai.OpenAI(max_retries=0)
+def ask(prompt, **parameters):
+    messages = [{"role": "user", "content": prompt}]
+    reply = client.chat.completions.create(model="m", messages=messages, temperature=0, **parameters)
+    return reply.choices[0].message.content
+"""
+"""An application that asks with the openai client, as module ``app``."""
