@@ -161,10 +161,11 @@ def _splits_grapheme(text: str, index: int) -> bool:
     before, after = text[index - 1], text[index]
     if before < "\u0300" and after < "\u0300":
         return before == "\r" and after == "\n"
+    kind = unicodedata.category(after)
     return (
-        unicodedata.category(after).startswith("M")  # combining marks and variation selectors
+        kind.startswith("M")  # combining marks and variation selectors
         or after in (_ZERO_WIDTH_NON_JOINER, _ZERO_WIDTH_JOINER)
-        or before == _ZERO_WIDTH_JOINER
+        or (before == _ZERO_WIDTH_JOINER and kind.startswith("S"))  # emoji are symbols
         or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
         or "\U000e0020" <= after <= "\U000e007f"  # tags, as in the flag of Scotland
         or ("\ud800" <= before <= "\udbff" and "\udc00" <= after <= "\udfff")

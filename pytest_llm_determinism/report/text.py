@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 
 from pytest_llm_determinism.analysis.divergence import excerpt
 from pytest_llm_determinism.analysis.groups import Group
@@ -109,18 +110,24 @@ def age(moment: str, now: datetime.datetime) -> str:
     return f"{int(seconds)} second{'' if int(seconds) == 1 else 's'}"
 
 
-def line(result: TestResult, now: datetime.datetime) -> str:
-    """One test on one line, for the summary section."""
-    if not result.experiments or not result.counts:
-        return f"{result.verdict:<18}{result.nodeid}  {' '.join(result.reason.split())}"
-    worst = min(result.experiments, key=lambda experiment: experiment.agreement_lower)
-    loads = ",".join(dict.fromkeys(experiment.load for experiment in result.experiments))
+def table(results: Sequence[TestResult], now: datetime.datetime) -> list[str]:
+    """The lines of the summary section, one a test: verdict, test, what was seen, how much that is worth, origin."""
+    rows = [_row(result, now) for result in results]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    return ["  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip() for row in rows]
+
+
+def _row(result: TestResult, now: datetime.datetime) -> tuple[str, str, str, str]:
     reason = " ".join(result.reason.split())
-    origin = "; ".join(dict.fromkeys(calls(experiment, now) for experiment in result.experiments))
+    if not result.counts:
+        return result.verdict, result.nodeid, reason, ""
+    worst = min(result.experiments, key=lambda experiment: experiment.agreement_lower)
     codes = dict.fromkeys(
         finding.code
         for findings in (result.findings, *(experiment.findings for experiment in result.experiments))
         for finding in findings
     )
-    shown = f"; {', '.join(codes)}" if codes else ""
-    return f"{result.verdict:<18}{result.nodeid}  {reason}, {loads}; {bound(worst)}; {origin}{shown}"
+    loads = ",".join(dict.fromkeys(experiment.load for experiment in result.experiments))
+    origins = dict.fromkeys(calls(experiment, now) for experiment in result.experiments)
+    notes = "; ".join((f"under {loads}", bound(worst), *origins, *codes))
+    return result.verdict, result.nodeid, reason, notes
