@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import tempfile
+
     from pytest_llm_determinism.results import TestResult
 
 UNGATED = "ungated"
 """Travels instead of a result for a marked test that ran with ``gate=off``."""
 
 
-@dataclass(slots=True)
 class Collected:
     """Results by node id; of a test that was run again, the last."""
 
-    results: dict[str, TestResult] = field(default_factory=dict)
-    ungated: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.results: dict[str, TestResult] = {}
+        self.ungated: set[str] = set()
+        self.notes: list[str] = []
+        self._locks: tempfile.TemporaryDirectory[str] | None = None
 
     def add(self, nodeid: str, record: str) -> None:
         """Take what travelled on a test's report: one JSON string, or `UNGATED`."""
@@ -30,6 +32,19 @@ class Collected:
             self.ungated.add(nodeid)
         else:
             self.results[nodeid] = TestResult.from_json(json.loads(record))
+
+    def locks(self) -> str:
+        """A folder for what the workers lock against each other, there until `close`."""
+        import tempfile
+
+        if self._locks is None:
+            self._locks = tempfile.TemporaryDirectory(prefix="llm-determinism-")
+        return self._locks.name
+
+    def close(self) -> None:
+        if self._locks is not None:
+            self._locks.cleanup()
+            self._locks = None
 
     def summary(self) -> list[str]:
         """The lines of the summary section; none if no test was marked."""

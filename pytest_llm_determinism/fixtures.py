@@ -9,7 +9,7 @@ from typing import Any
 from pytest_llm_determinism.marker import keyword_values
 from pytest_llm_determinism.observe import active
 from pytest_llm_determinism.outcomes import Inconclusive
-from pytest_llm_determinism.repeat import Repeater
+from pytest_llm_determinism.repeat import Failure, Repeater
 from pytest_llm_determinism.results import Experiment
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import SettingError
@@ -81,22 +81,22 @@ class Determinism:
 
     def _experiment(self, repeater: Repeater) -> Experiment:
         for failure in repeater.failures.values():
-            failure.error.add_note(failure_note(failure.runs, repeater.settings.runs))
+            failure.error.add_note(failure_note(failure, repeater.settings.runs))
             raise failure.error
         if repeater.refusal is not None:
             raise Inconclusive(repeater.refusal)
         return repeater.experiments()[0]
 
 
-def failure_note(runs: dict[tuple[str, int], list[int]], of: int) -> str:
+def failure_note(failure: Failure, of: int) -> str:
     """``in 3 of 30 runs (4, 11, 29)``, for each load and attempt where there were several."""
-    several = len(runs) > 1
+    several = len(failure.runs) > 1
     parts = []
-    for (load, attempt), indices in runs.items():
+    for (load, attempt), indices in failure.runs.items():
         where = f" under {load}{f', attempt {attempt + 1}' if attempt else ''}" if several else ""
         which = "" if len(indices) == of else f" ({runs_in_words(indices).split(' ', 1)[1]})"
         parts.append(f"in {'all' if len(indices) == of else f'{len(indices)} of'} {of} runs{which}{where}")
-    return "; ".join(parts)
+    return "; ".join(parts) + (", with a message that varies" if failure.varies else "")
 
 
 def _as_json(value: Any) -> str:

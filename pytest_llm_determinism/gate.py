@@ -52,6 +52,14 @@ def gate(item: pytest.Function, session: Session, settings: Settings, keep: Call
 
 def _run_once(item: pytest.Function, runtest: Callable[[], None]) -> None:
     runtest()
+    # Under --pdb pytest puts a test case's tearDown off until the item's own teardown; the next run needs it now.
+    put_off = vars(item).get("_explicit_tearDown")
+    if put_off is not None:
+        item._explicit_tearDown = None  # type: ignore[attr-defined]
+        del item.instance.tearDown
+        # What the body raised comes first.
+        with contextlib.suppress(Exception) if vars(item).get("_excinfo") else contextlib.nullcontext():
+            put_off()
     # unittest's test cases do not raise: pytest notes on the item what they reported.
     reported = vars(item).pop("_excinfo", None)
     # An IsolatedAsyncioTestCase would refuse a second run: it takes its finished event loop for one in use.
@@ -104,10 +112,10 @@ def _conclude(repeater: Repeater, result: TestResult) -> None:
 
 def _with_notes(failures: list[Failure], runs: int, text: str) -> BaseException:
     first, *others = failures
-    first.error.add_note(failure_note(first.runs, runs))
+    first.error.add_note(failure_note(first, runs))
     for other in others[:5]:
         headline = (other.text.splitlines() or [""])[0]
-        first.error.add_note(f"{failure_note(other.runs, runs)}: {headline}")
+        first.error.add_note(f"{failure_note(other, runs)}: {headline}")
     if text:
         first.error.add_note(f"\n{text}")
     return first.error

@@ -16,7 +16,7 @@ from pytest_llm_determinism.observe import active, observing
 from pytest_llm_determinism.sampling import Sampler
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Settings
-from pytest_llm_determinism.shapes import Answer, ModelCall, read_answer, recognise
+from pytest_llm_determinism.shapes import Answer, ModelCall, recognise
 from pytest_llm_determinism.shapes.answer import ToolCall
 from pytest_llm_determinism.verdict import TEMPERATURE_ADVICE
 
@@ -174,8 +174,7 @@ class LLM:
             ask.abandoned()
             return None
         ask.answered(ask.known)
-        sample = ask.known.sample
-        return Reply.of(read_answer(call, sample.body, sample.content_type))
+        return Reply.of(ask.known.answer)
 
     def _call(self, api: Api, body: dict[str, Any]) -> ModelCall:
         url = (os.environ.get("OPENAI_BASE_URL") or _DEFAULT_BASE_URL).rstrip("/") + _PATHS[api]

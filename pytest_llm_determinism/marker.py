@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from pytest_llm_determinism.settings import TABLE, SettingError, Value, parse
@@ -43,6 +42,8 @@ def _unknown(name: str, where: str) -> str:
     if name in TABLE:
         setting = TABLE[name]
         return f"{name} cannot be set in {where}; use {setting.flag} or {setting.ini} in the ini file"
+    import difflib
+
     near = difflib.get_close_matches(name, KEYWORDS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"unknown keyword {name!r} in {where}: {hint}It takes {', '.join(KEYWORDS)}"

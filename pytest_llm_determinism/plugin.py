@@ -26,6 +26,7 @@ from pytest_llm_determinism.settings import (
 )
 
 if TYPE_CHECKING:
+    from pytest_llm_determinism.company import Company
     from pytest_llm_determinism.fixtures import Determinism
     from pytest_llm_determinism.llm import LLM
     from pytest_llm_determinism.settings import Settings
@@ -99,10 +100,18 @@ def _session(config: pytest.Config) -> Session:
     flags = {name: config.getoption(setting.ini) for name, setting in TABLE.items()}
     ini = {name: config.getini(setting.ini) for name, setting in TABLE.items()}
     cli, file = from_text(flags, ini, config.inipath.name if config.inipath else "an -o option")
-    workers = getattr(config, "workerinput", {}).get("workercount", 1)
-    session = Session(cli, file, config.rootpath, workers)
+    session = Session(cli, file, config.rootpath, _company(getattr(config, "workerinput", None)))
     _check_given(config, session)
     return session
+
+
+def _company(worker: dict[str, Any] | None) -> Company | None:
+    if worker is None:
+        return None
+    from pytest_llm_determinism.company import Company
+
+    number = int("".join(filter(str.isdigit, worker["workerid"])) or 0)
+    return Company(Path(worker["determinism_locks"]), worker["workercount"], number)
 
 
 def _check_given(config: pytest.Config, session: Session) -> None:
@@ -150,9 +159,10 @@ class _Collecting:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    session = config.stash.get(SESSION, None)
-    if session is not None:
-        session.endpoint.close()
+    if SESSION in config.stash:
+        config.stash[SESSION].endpoint.close()
+    if COLLECTED in config.stash:
+        config.stash[COLLECTED].close()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -169,6 +179,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["determinism_endpoint"] = node.config.stash[SESSION].endpoint.url
+    node.workerinput["determinism_locks"] = node.config.stash[COLLECTED].locks()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -260,11 +271,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[SETTINGS] = None
     if not isinstance(item, pytest.Function):
         return
-    try:
-        settings = _read_settings(item)
-    except SettingError as error:
-        # A marker that was added after collection.
-        pytest.fail(f"{item.nodeid}: {error}", pytrace=False)
+    # A marker may have been added after collection.
+    wrong = _wrong_marker(item)
+    if wrong is not None:
+        pytest.fail(wrong, pytrace=False)
+    settings = _read_settings(item)
     if settings is None:
         return
     item.stash[SETTINGS] = settings
@@ -306,7 +317,7 @@ def pytest_runtest_makereport(
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     lines = config.stash[COLLECTED].summary() if COLLECTED in config.stash else []
     if lines:
-        terminalreporter.section("determinism")
+        terminalreporter.write_sep("=", "determinism")
         for line in lines:
             terminalreporter.write_line(line)
 

@@ -7,13 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Hashable
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from types import TracebackType
 
 from pytest_llm_determinism.analysis.compare import Comparison
 from pytest_llm_determinism.analysis.experiment import experiment
 from pytest_llm_determinism.analysis.findings import load_sensitive
 from pytest_llm_determinism.analysis.groups import Outcome, group, missing_call, outcomes
-from pytest_llm_determinism.observe import observing
+from pytest_llm_determinism.observe import active, observing
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.results import CallCount, Experiment, TestResult
 from pytest_llm_determinism.runs import Run
@@ -25,12 +26,14 @@ from pytest_llm_determinism.verdict import Evidence, judge
 
 @dataclass(slots=True)
 class Failure:
-    """An exception of the body, and where it came up; the first of its text is kept as an object."""
+    """An exception of the body: of one type raised at one place, or with one text; the first is kept as an object."""
 
     error: BaseException
     text: str
     runs: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     """(load, attempt) → indices of the runs that ended in it."""
+    varies: bool = False
+    """Whether the text was another in some of these runs, as that of an assertion that quotes the answer."""
 
 
 @dataclass(slots=True)
@@ -61,7 +64,7 @@ class Repeater:
         is_failure: Callable[[BaseException, bool], bool] = lambda error, _: isinstance(error, Exception),
     ) -> None:
         self.settings = settings
-        self.failures: dict[str, Failure] = {}
+        self.failures: dict[object, Failure] = {}
         self.refusal: str | None = None
         self._session = session
         self._comparison = comparison
@@ -98,7 +101,7 @@ class Repeater:
         self._sampled.append(sampled)
         started = time.perf_counter()
         try:
-            with observing(sampler):
+            with self._admitted(load), observing(sampler):
                 for index in range(plan.runs):
                     yield _RunScope(self, sampler, sampled, index)
                     if self._is_over():
@@ -107,6 +110,11 @@ class Repeater:
             sampled.seconds = time.perf_counter() - started
             calls = sampler.calls
             sampled.calls = CallCount(calls.live, calls.cached, calls.oldest_sample())
+
+    def _admitted(self, load: str) -> contextlib.AbstractContextManager[None]:
+        # Within a run of another experiment (determinism.repeat in a marked body) what that one holds is enough.
+        nested = active.sampler is not None
+        return contextlib.nullcontext() if nested else self._session.admitted(self.settings, load)
 
     def is_failure(self, error: BaseException) -> bool:
         return self._is_failure(error, self._first is not None)
@@ -121,7 +129,10 @@ class Repeater:
     def _failed(self, sampled: _Sampled, index: int, error: BaseException) -> None:
         text = f"{type(error).__name__}: {error}"
         sampled.failures.append((index, text))
-        failure = self.failures.setdefault(text, Failure(error, text))
+        place = (type(error), tuple((frame.f_code, line) for frame, line in walk_tb(error.__traceback__)))
+        known = next((failure for failure in self.failures.values() if failure.text == text), None)
+        failure = known or self.failures.setdefault(place, Failure(error, text))
+        failure.varies |= failure.text != text
         failure.runs.setdefault((sampled.plan.load, sampled.plan.attempt), []).append(index)
 
     def _is_over(self) -> bool:

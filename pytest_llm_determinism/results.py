@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from pytest_llm_determinism.analysis.divergence import Branch, Divergence
@@ -88,7 +88,8 @@ class Experiment:
     failures: tuple[BodyFailure, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record: dict[str, Any] = _record(self)
+        return record
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Experiment:
@@ -144,7 +145,8 @@ class TestResult:
         return replace(self, verdict=verdict, reason=reason)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "experiments": [experiment.to_json() for experiment in self.experiments]}
+        record: dict[str, Any] = _record(self)
+        return record
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> TestResult:
@@ -157,6 +159,15 @@ class TestResult:
                 "notes": tuple(data["notes"]),
             }
         )
+
+
+def _record(value: Any) -> Any:
+    """A result as what JSON knows. Not `dataclasses.asdict`: that copies every run's index one by one."""
+    if is_dataclass(value):
+        return {part.name: _record(getattr(value, part.name)) for part in fields(value)}
+    if isinstance(value, tuple):
+        return [_record(part) for part in value] if value and is_dataclass(value[0]) else list(value)
+    return value
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, tuple[Any, ...]]:

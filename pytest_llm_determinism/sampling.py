@@ -77,9 +77,10 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A sample at hand for a run that has not asked yet."""
+    """A sample at hand for a run that has not asked yet: as it was sent, as it was read, and as what the run keeps."""
 
     sample: Sample
+    answer: Answer
     exchange: Exchange
     stored: bool
 
@@ -216,12 +217,11 @@ class Sampler:
                 found = self._stored(lambda store: store.read(keys, self.plan.not_before))
                 for key, sample in found.items():
                     try:
-                        exchange = self._exchange(
-                            asked.place, read_answer(asked.call, sample.body, sample.content_type)
-                        )
+                        answer = read_answer(asked.call, sample.body, sample.content_type)
                     except Unreadable:
                         continue
-                    shelf.known.setdefault(keys[key], Known(sample, exchange, stored=True))
+                    known = Known(sample, answer, self._exchange(asked.place, answer), stored=True)
+                    shelf.known.setdefault(keys[key], known)
                     shelf.seconds = sample.seconds
             shelf.read_up_to = max(stop, start + 1)
         return shelf
@@ -334,7 +334,7 @@ class Ask:
         except Unreadable:
             return None
         with sampler._lock:
-            known = Known(sample, sampler._exchange(self.place, answer), stored=False)
+            known = Known(sample, answer, sampler._exchange(self.place, answer), stored=False)
             shelf = sampler._shelves[self.place]
             shelf.seconds = sample.seconds
             if run != self.run.index:

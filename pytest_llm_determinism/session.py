@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,31 +14,34 @@ from pytest_llm_determinism.settings import SettingError, Settings, Value
 
 if TYPE_CHECKING:
     from pytest_llm_determinism.analysis.compare import Comparison
+    from pytest_llm_determinism.company import Company
     from pytest_llm_determinism.sampling import Plan
     from pytest_llm_determinism.store import SampleStore
 
 
-@dataclass(slots=True)
 class Session:
     """One pytest process: the only one, or one of several xdist workers.
 
     Attributes:
         cli, file: settings given by flags and by ini.
         root: what relative paths of settings are relative to.
-        workers: processes that share `concurrency`.
+        company: the other workers of the session, if there are any.
         comparisons: named comparisons that plugins add; None until they were asked.
         started_at: seconds since the epoch; under ``cache=refresh`` only newer samples count, so a test that is run
             again in the same session meets the same samples.
     """
 
-    cli: Mapping[str, Value]
-    file: Mapping[str, Value]
-    root: Path
-    workers: int = 1
-    comparisons: Mapping[str, Callable[[str], object]] | None = None
-    endpoint: Endpoint = field(default_factory=Endpoint)
-    started_at: float = field(default_factory=time.time)
-    _store: SampleStore | None = None
+    def __init__(
+        self, cli: Mapping[str, Value], file: Mapping[str, Value], root: Path, company: Company | None = None
+    ) -> None:
+        self.cli = cli
+        self.file = file
+        self.root = root
+        self.company = company
+        self.comparisons: Mapping[str, Callable[[str], object]] | None = None
+        self.endpoint = Endpoint()
+        self.started_at = time.time()
+        self._store: SampleStore | None = None
 
     def value(self, name: str) -> Any:
         """The value of a setting that no marker can set."""
@@ -74,7 +77,9 @@ class Session:
         """What one experiment is to do."""
         from pytest_llm_determinism.sampling import WINDOW, Plan
 
-        concurrency = 1 if load == "solo" else max(1, settings.concurrency // self.workers)
+        concurrency = settings.concurrency if self.company is None else self.company.share(settings.concurrency)
+        if load == "solo":
+            concurrency = 1
         return Plan(
             load=load,
             attempt=attempt,
@@ -87,6 +92,12 @@ class Session:
             batch=concurrency if settings.fail_fast else WINDOW,
             origins=self.endpoint.origins,
         )
+
+    def admitted(self, settings: Settings, load: str) -> contextlib.AbstractContextManager[None]:
+        """Hold the other workers off as far as an experiment under this load needs."""
+        if self.company is None:
+            return contextlib.nullcontext()
+        return self.company.admitted(load, settings.concurrency)
 
     def _not_before(self, settings: Settings) -> float:
         if settings.cache == "refresh":

@@ -7,11 +7,9 @@ where it came from, so that a message can say so.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 LOADS = ("solo", "burst")
@@ -19,7 +17,7 @@ CACHE_MODES = ("auto", "refresh", "replay", "off")
 COMPARISONS = ("exact", "stripped", "whitespace", "casefold", "json")
 REFERENCE = "reference"
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
+_DURATION = r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -27,38 +25,51 @@ class SettingError(ValueError):
     """A value that cannot be used; the message says what, where from, and what to write instead."""
 
 
-@dataclass(frozen=True, slots=True)
+# Plain classes: making a dataclass costs every pytest session that has the plugin installed some of its 5 ms.
+
+
 class Setting:
     """One row of the table.
 
-    `parse` takes the text of a flag or an ini file, or the object given to the marker, and returns the value
-    or raises `ValueError` with the reason.
+    Args:
+        parse: takes the text of a flag or an ini file, or the object given to the marker, and returns the value or
+            raises `ValueError` with the reason.
+        marker: whether the marker takes it as a keyword.
+        several: whether it has several values.
     """
 
-    name: str
-    default: object
-    parse: Callable[[Any], Any]
-    metavar: str
-    help: str
-    marker: bool = True
-    several: bool = False
+    __slots__ = ("default", "flag", "help", "ini", "marker", "metavar", "name", "parse", "several")
 
-    @property
-    def flag(self) -> str:
-        return "--determinism-" + self.name.replace("_", "-")
+    def __init__(
+        self,
+        name: str,
+        default: object,
+        parse: Callable[[Any], Any],
+        metavar: str,
+        help: str,
+        marker: bool = True,
+        several: bool = False,
+    ) -> None:
+        self.name = name
+        self.default = default
+        self.parse = parse
+        self.metavar = metavar
+        self.help = help
+        self.marker = marker
+        self.several = several
+        self.flag = "--determinism-" + name.replace("_", "-")
+        self.ini = "determinism_" + name
 
-    @property
-    def ini(self) -> str:
-        return "determinism_" + self.name
 
-
-@dataclass(frozen=True, slots=True)
 class Value:
     """A setting's value with its source (``cli``, ``marker``, ``ini`` or ``default``) and that source in words."""
 
-    value: Any
-    source: str
-    where: str
+    __slots__ = ("source", "value", "where")
+
+    def __init__(self, value: Any, source: str, where: str) -> None:
+        self.value = value
+        self.source = source
+        self.where = where
 
 
 class Settings:
@@ -187,6 +198,8 @@ def _one_of(words: tuple[str, ...]) -> Callable[[object], str]:
 
 
 def _close(given: object, words: Iterable[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(str(given), list(words), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -247,7 +260,7 @@ def _duration(given: object) -> Duration:
     rule = "write a duration such as 90s, 30m, 12h, 7d, or none"
     if not isinstance(given, str):
         raise ValueError(rule)
-    found = _DURATION.fullmatch(given.strip())
+    found = re.fullmatch(_DURATION, given.strip())
     if found is None:
         raise ValueError(rule)
     return Duration(float(found[1]) * _SECONDS[found[2]], given.strip())
@@ -427,7 +440,9 @@ def parse(setting: Setting, given: object, where: str) -> Any:
     try:
         return setting.parse(given)
     except ValueError as error:
-        written = shown(given) if isinstance(given, str) else repr(given)
+        # A flag that takes several values comes as a list of texts.
+        written = ",".join(map(str, given)) if isinstance(given, list) and given else given
+        written = written if isinstance(written, str) else repr(written)
         raise SettingError(f"{setting.name}={written} (from {where}): {error}") from None
 
 

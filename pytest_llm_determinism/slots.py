@@ -33,8 +33,8 @@ class Slots:
         granted = threading.Event()
 
         def grant() -> None:
-            granted.set()
             wake()
+            granted.set()
 
         if not self._take_or_wait(grant):
             try:
@@ -44,12 +44,15 @@ class Slots:
                 raise
 
     def release(self) -> None:
+        # Chosen and told under one lock: one that gives up meanwhile would neither be found waiting nor know of its slot.
         with self._lock:
-            if not self._waiting:
-                self._free += 1
+            while self._waiting:
+                try:
+                    self._waiting.popleft()()
+                except RuntimeError:
+                    continue  # its event loop is gone, and it with it
                 return
-            grant = self._waiting.popleft()
-        grant()
+            self._free += 1
 
     def _take_or_wait(self, grant: Callable[[], None]) -> bool:
         with self._lock:

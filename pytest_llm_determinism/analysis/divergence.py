@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-__all__ = ["Branch", "Divergence", "divergence", "excerpt"]
+__all__ = ["Branch", "Divergence", "common_prefix", "divergence", "excerpt"]
 
 # Longest excerpt of a branch, in characters from where the texts part.
 _LONGEST = 60
@@ -71,7 +71,7 @@ def divergence(groups: Sequence[tuple[tuple[str, ...], int]]) -> Divergence | No
     if step is None:
         return None
     texts = ["".join(parts[step : step + 1]) for parts, _ in groups]
-    parted = len(_common_prefix(texts))
+    parted = len(common_prefix(texts))
     index = parted
     while any(_splits_grapheme(text, index) for text in texts):
         index -= 1
@@ -119,7 +119,8 @@ def _first_difference(outputs: Sequence[tuple[str, ...]]) -> int | None:
     return None
 
 
-def _common_prefix(texts: Sequence[str]) -> str:
+def common_prefix(texts: Sequence[str]) -> str:
+    """The characters with which all texts begin."""
     # What the first and the last in order have in common, all between them have.
     first, last = min(texts), max(texts)
     if last.startswith(first):
@@ -137,7 +138,7 @@ def _word_end(text: str, start: int) -> int:
 
 def _in_common(texts: Sequence[str], least: int, longest: int) -> str:
     """What texts that share at least `least` characters have in common, up to `longest`, cut at a word."""
-    common = _common_prefix(texts)[: max(least, longest)]
+    common = common_prefix(texts)[: max(least, longest)]
     if all(text == common for text in texts):
         return common
     whole_words = common if _ends_word(common, texts) else _LAST_WORD.sub("", common)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
-from pytest_llm_determinism.analysis.divergence import excerpt
+from pytest_llm_determinism.analysis.divergence import common_prefix, excerpt
 from pytest_llm_determinism.analysis.groups import Group
 from pytest_llm_determinism.analysis.statistics import percent
 from pytest_llm_determinism.results import Experiment, TestResult
@@ -33,9 +33,11 @@ def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
     shown = f", {bound(experiment)}" if experiment.groups else ""
     lines = [f"under {title(experiment)}: {experiment.unique} unique of {experiment.completed} runs{shown}"]
     width = len(str(max((group.count for group in experiment.groups), default=0)))
-    start = _excerpt_start(experiment)
     for group in experiment.groups[:SHOWN_GROUPS]:
         part = _parting_part(experiment, group)
+        # Around the place where it leaves the largest group, and the largest where the next leaves it.
+        other = experiment.groups[1 if group is experiment.groups[0] else 0] if len(experiment.groups) > 1 else group
+        start = 0 if other is group else len(common_prefix([part, _parting_part(experiment, other)]))
         which = "" if group.count > 8 or group.count == experiment.completed else f"  ({runs_in_words(group.runs)})"
         lines.append(f"  {group.count:>{width}} × “{excerpt(part, start)}”{which}")
     if len(experiment.groups) > SHOWN_GROUPS:
@@ -45,10 +47,6 @@ def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
     lines.extend(f"  {finding.code}: {finding.message}" for finding in experiment.findings)
     lines.append(f"  {calls(experiment, now)}; seed {experiment.seed}")
     return lines
-
-
-def _excerpt_start(experiment: Experiment) -> int:
-    return experiment.divergence.index if experiment.divergence else 0
 
 
 def _parting_part(experiment: Experiment, group: Group) -> str:

@@ -122,7 +122,13 @@ def read_answer(call: ModelCall, body: bytes, content_type: str) -> Answer:
     Raises:
         Unreadable: the body is no answer: not JSON, an error in a successful response, a stream that broke off.
     """
-    text = body.decode("utf-8", "replace")
+    try:
+        return _read_answer(call, body.decode("utf-8", "replace"), content_type)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Unreadable(f"JSON of an unknown form ({error}): {body[:80]!r}") from None
+
+
+def _read_answer(call: ModelCall, text: str, content_type: str) -> Answer:
     if "event-stream" in content_type or (call.stream and text.lstrip().startswith(("data:", "event:", ":"))):
         return call.family.read_stream(read_events(text))
     try:

@@ -100,6 +100,11 @@ def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:
     )
 
 
+def in_order(choices: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The choices of a response by index: the order in which a server lists them means nothing."""
+    return sorted(choices, key=lambda choice: choice.get("index") or 0)
+
+
 def text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
 

@@ -12,6 +12,7 @@ from pytest_llm_determinism.shapes.answer import (
     ToolCall,
     Unreadable,
     answer_of,
+    in_order,
     text_of,
 )
 from pytest_llm_determinism.shapes.sse import DONE
@@ -27,7 +28,7 @@ def _asks(body: dict[str, Any]) -> bool:
 
 def _read(content: dict[str, Any]) -> Answer:
     choices = []
-    for item in content.get("choices") or ():
+    for item in in_order(content.get("choices") or ()):
         message = item.get("message") or {}
         calls = [
             _tool_call(call.get("function") or call.get("custom") or {}) for call in message.get("tool_calls") or ()

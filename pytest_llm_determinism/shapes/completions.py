@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pytest_llm_determinism.shapes.answer import Answer, Choice, Family, Unreadable, answer_of
+from pytest_llm_determinism.shapes.answer import Answer, Choice, Family, Unreadable, answer_of, in_order
 from pytest_llm_determinism.shapes.sse import DONE
 
 
@@ -20,7 +20,7 @@ def _asks(body: dict[str, Any]) -> bool:
 def _read(content: dict[str, Any]) -> Answer:
     choices = [
         Choice(str(item.get("text") or ""), finish_reason=item.get("finish_reason"))
-        for item in content.get("choices") or ()
+        for item in in_order(content.get("choices") or ())
     ]
     return answer_of(choices, content, content.get("usage"))
 

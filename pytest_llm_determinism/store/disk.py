@@ -20,7 +20,24 @@ _FILE_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 _TRIGGERS = frozenset(
     f"Settings_{name}" for name in ("count_insert", "count_delete", "size_insert", "size_update", "size_delete")
 )
+# Each keeps one count up to date; one that did anything else could change samples as they are written.
+_TRIGGER = re.compile(r"CREATE TRIGGER \w+ [\w ]+ BEGIN UPDATE Settings SET value = [^;]+ WHERE key = \"\w+\"; END")
 _TABLES = frozenset(("Settings", "Cache"))
+_COLUMNS = frozenset(
+    (
+        "key",
+        "raw",
+        "store_time",
+        "expire_time",
+        "access_time",
+        "access_count",
+        "tag",
+        "size",
+        "mode",
+        "filename",
+        "value",
+    )
+)
 _SETTINGS = frozenset((*DEFAULT_SETTINGS, *METADATA))
 
 
@@ -50,16 +67,19 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache is untyped
         if mode == MODE_RAW and isinstance(value, (str, bytes)):
             return value
         if mode in (MODE_TEXT, MODE_BINARY) and isinstance(filename, str):
-            root = Path(self._directory).resolve()
-            path = root / filename
-            if not _FILE_NAME.fullmatch(Path(filename).as_posix()) or not path.resolve().is_relative_to(root):
+            if not self._is_inside(filename):
                 raise UntrustedRow("a value whose file lies outside the store")
             return super().fetch(mode, filename, None, False)
         raise UntrustedRow(f"a value of mode {mode!r}")
 
     def remove(self, file_path: str) -> None:
-        if _FILE_NAME.fullmatch(Path(file_path).as_posix()):
+        if self._is_inside(file_path):
             super().remove(file_path)
+
+    def _is_inside(self, filename: str) -> bool:
+        root = Path(self._directory).resolve()
+        known = _FILE_NAME.fullmatch(Path(filename).as_posix()) is not None
+        return known and (root / filename).resolve().is_relative_to(root)
 
 
 def check_database(directory: Path) -> None:
@@ -74,15 +94,26 @@ def check_database(directory: Path) -> None:
     with closing(sqlite3.connect(path, timeout=60)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         objects = connection.execute(
-            "SELECT type, name FROM sqlite_master"
-            " WHERE type IN ('table', 'view', 'trigger') AND name NOT LIKE 'sqlite_%'"
+            "SELECT type, name, sql FROM sqlite_master"
+            " WHERE type IN ('table', 'view', 'trigger') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
         ).fetchall()
         known = {"table": _TABLES, "trigger": _TRIGGERS}
-        for kind, name in objects:
-            if name not in known.get(kind, ()):
+        for kind, name, statement in objects:
+            foreign = kind == "trigger" and not _TRIGGER.fullmatch(" ".join(statement.split()))
+            if name not in known.get(kind, ()) or foreign:
                 raise sqlite3.DatabaseError(f"an unknown {kind} {name!r}")
-        if ("table", "Settings") not in objects:
+        tables = {name for kind, name, _ in objects if kind == "table"}
+        if "Cache" in tables:
+            # Generated columns are left out by this pragma.
+            columns = {column[1] for column in connection.execute("PRAGMA table_info(Cache)")}
+            if not columns >= _COLUMNS:
+                raise sqlite3.DatabaseError("a table of samples of another form")
+        if "Settings" not in tables:
             return
         for name, value in connection.execute("SELECT key, value FROM Settings"):
-            if name not in _SETTINGS or not isinstance(value, (int, float, str, type(None))):
+            known_form = name in _SETTINGS and isinstance(value, (int, float, str, type(None)))
+            # Each connection makes pragmas of them, word for word.
+            if known_form and name.startswith("sqlite_"):
+                known_form = isinstance(value, int) or value == DEFAULT_SETTINGS.get(name)
+            if not known_form:
                 raise sqlite3.DatabaseError(f"an unknown setting {name!r}")

@@ -20,6 +20,8 @@ _DROPPED_HEADERS = frozenset(
         "www-authenticate",
         "authentication-info",
         "x-api-key",
+        "openai-organization",
+        "openai-project",
         "content-encoding",
         "content-length",
         "transfer-encoding",
@@ -27,6 +29,10 @@ _DROPPED_HEADERS = frozenset(
         "keep-alive",
     )
 )
+
+
+_LATEST = 253402300799  # the end of the year 9999, the last that a date can be made of
+_LONGEST = 24 * 3600
 
 
 def sample_key(request: str, load: str, attempt: int, occurrence: int, run: int) -> str:
@@ -98,8 +104,11 @@ class Sample:
                 float(record["at"]),
                 float(record["seconds"]),
             )
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            "".join(text for header in sample.headers for text in header).encode()
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"damaged: {error!r}") from None
         if not isinstance(sample.status, int) or not 200 <= sample.status < 300:
             raise ValueError(f"status {sample.status!r} is no sample")
+        if not 0 <= sample.at <= _LATEST or not 0 <= sample.seconds <= _LONGEST:
+            raise ValueError(f"a sample of {sample.at!r} that took {sample.seconds!r} seconds")
         return sample

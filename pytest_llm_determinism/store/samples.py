@@ -137,13 +137,8 @@ class SampleStore:
         return diskcache.Cache(
             str(self.directory),
             disk=SafeDisk,
-            # Paid answers are never thrown away, and a foreign database does not choose.
-            eviction_policy="none",
-            cull_limit=0,
-            statistics=0,
-            tag_index=0,
-            disk_min_file_size=2**15,
-            disk_pickle_protocol=0,
+            # Paid answers are never thrown away, and a foreign database chooses nothing: every setting is given.
+            **{**diskcache.DEFAULT_SETTINGS, "eviction_policy": "none", "cull_limit": 0, "disk_pickle_protocol": 0},
         )
 
     def _prepare(self) -> None:
