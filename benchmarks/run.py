@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
+# Installed packages are compiled; without this a checkout would be compiled anew in every process.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 GATED = """
@@ -56,7 +58,7 @@ class Bench:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none"}
+        self.environment = {**ENVIRONMENT, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none"}
 
     def project(self, name: str, test: str) -> Path:
         path = self.folder / name
@@ -116,7 +118,8 @@ def plugin_import() -> float:
         "import pytest_llm_determinism.plugin; print((time.perf_counter() - t) * 1000);"
         "assert not {'openai', 'httpx', 'httpx2', 'diskcache', 'numpy'} & sys.modules.keys()"
     )
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-c", code]
+    return float(subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout)
 
 
 def analysis() -> None:
@@ -212,6 +215,16 @@ def main(rounds: int) -> None:
                 f"{left:.3f} s / {right:.3f} s",
                 f"{(left - right) / 3:.3f} ms/sample",
                 "at most 0.1 ms a sample",
+            )
+            without = [*PYTEST, "-p", "no:llm_determinism"]
+            left, right, _ = alternately(
+                4 * rounds, lambda: bench.warm_process(empty), lambda: bench.process(*without, cwd=empty)
+            )
+            row(
+                "idle: a suite without marked tests / without the plugin",
+                f"{left:.3f} s / {right:.3f} s",
+                f"{(left - right) * 1000:.1f} ms",
+                "at most 5 ms",
             )
             row(
                 "idle: importing the plugin",

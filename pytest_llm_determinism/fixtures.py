@@ -12,7 +12,7 @@ from pytest_llm_determinism.outcomes import Inconclusive
 from pytest_llm_determinism.repeat import Failure, Repeater
 from pytest_llm_determinism.results import Experiment
 from pytest_llm_determinism.session import Session
-from pytest_llm_determinism.settings import SettingError
+from pytest_llm_determinism.settings import SettingError, check_claim
 from pytest_llm_determinism.verdict import runs_in_words
 
 
@@ -69,6 +69,7 @@ class Determinism:
     def _repeater(self, keywords: dict[str, Any]) -> Repeater:
         try:
             settings = self._session.settings(keyword_values(keywords, "determinism.repeat"))
+            check_claim(settings)
             comparison = self._session.comparison(settings)
             if len(settings.load) * settings.attempts > 1:
                 raise SettingError(

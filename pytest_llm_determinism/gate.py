@@ -79,7 +79,9 @@ def _is_failure(error: BaseException, not_first: bool) -> bool:
     behaviour, and must not hide how the others parted."""
     if _is_skip(error) or isinstance(error, pytest.xfail.Exception):
         return not_first
-    return isinstance(error, (Exception, pytest.fail.Exception))
+    # pytest-timeout stops its clock when it strikes: more runs would run without one.
+    timed_out = isinstance(error, pytest.fail.Exception) and "from pytest-timeout" in str(error)
+    return isinstance(error, (Exception, pytest.fail.Exception)) and not timed_out
 
 
 def _heard(item: pytest.Item, result: TestResult) -> TestResult:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from traceback import walk_tb
 from types import TracebackType
 
@@ -164,6 +164,7 @@ class Repeater:
         together = [item for found in items for item in found]
         heard = [item for item in together if item.output.parts]
         groups = group(heard, self._comparison)
+        experiments = _with_load_finding(experiments, len(groups))
         missing = missing_call(together)
         short = {id(item) for item in missing.missing} if missing else set()
         evidence = Evidence(
@@ -175,10 +176,6 @@ class Repeater:
             refusal=self.refusal,
         )
         verdict = judge(settings, evidence)
-        by_load: dict[str, int] = {}
-        for found in experiments:
-            by_load[found.load] = max(found.unique, by_load.get(found.load, 0))
-        load_finding = load_sensitive(by_load, len(groups))
         return TestResult(
             nodeid=nodeid,
             verdict=verdict.verdict,
@@ -189,7 +186,6 @@ class Repeater:
             counts=tuple(evidence.counts),
             decided_by=verdict.decided_by,
             advice=verdict.advice,
-            findings=(load_finding,) if load_finding else (),
         )
 
     def _outcomes(self, sampled: _Sampled) -> list[Outcome]:
@@ -210,6 +206,17 @@ class Repeater:
             seconds=sampled.seconds,
             failures=sampled.failures,
         )
+
+
+def _with_load_finding(experiments: tuple[Experiment, ...], unique_over_all: int) -> tuple[Experiment, ...]:
+    """What only all experiments together can show stands in each of them."""
+    by_load: dict[str, int] = {}
+    for found in experiments:
+        by_load[found.load] = max(found.unique, by_load.get(found.load, 0))
+    finding = load_sensitive(by_load, unique_over_all)
+    if finding is None:
+        return experiments
+    return tuple(replace(found, findings=(*found.findings, finding)) for found in experiments)
 
 
 class _RunScope:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from pytest_llm_determinism.analysis.divergence import Branch, Divergence
@@ -136,8 +136,6 @@ class TestResult:
     counts: tuple[int, ...] = ()
     decided_by: str | None = None
     advice: str | None = None
-    findings: tuple[Finding, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
     def changed(self, verdict: str) -> TestResult:
         """The same result with the verdict of a `pytest_determinism_verdict` hook."""
@@ -155,8 +153,6 @@ class TestResult:
                 **data,
                 "experiments": tuple(Experiment.from_json(experiment) for experiment in data["experiments"]),
                 "counts": tuple(data["counts"]),
-                "findings": tuple(Finding(**finding) for finding in data["findings"]),
-                "notes": tuple(data["notes"]),
             }
         )
 

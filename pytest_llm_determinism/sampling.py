@@ -7,6 +7,7 @@ it is known, else the runs to fetch it for.
 from __future__ import annotations
 
 import datetime
+import os
 import random
 import threading
 import time
@@ -137,6 +138,9 @@ class Sampler:
         self._texts: dict[str, str] = {}
         self._traces: Counter[Trace] = Counter()
         self._askers: Counter[Place] = Counter()
+        self._sequences: dict[tuple[Exchange, ...], tuple[Exchange, ...]] = {}
+        self._stocked: set[Place] = set()
+        self._pid = os.getpid()
         self._held: set[str] = set()
 
     # The run
@@ -158,22 +162,28 @@ class Sampler:
             assert running is not None
             self._run = None
             exchanges = tuple(running.finished[place] for place in running.started if place in running.finished)
+            exchanges = self._sequences.setdefault(exchanges, exchanges)
             error = next(iter(running.failures.values()), None)
             if error is None:
                 self._traces[_trace(running.finished)] += 1
                 self._askers.update(running.finished.keys())
-            for shelf in self._shelves.values():
-                shelf.known.pop(running.index, None)
+            for place in tuple(self._stocked):
+                known = self._shelves[place].known
+                known.pop(running.index, None)
+                if not known:
+                    self._stocked.discard(place)
             return Run(running.index, exchanges, tuple(running.recorded), error, broken_off)
 
     # One request
 
     def ask(self, call: ModelCall) -> Ask | None:
-        """A request of the active run; None when no run is active.
+        """A request of the active run; None when no run is active in this process.
 
         Raises:
             Refusal: its sample is not known and may not be asked for.
         """
+        if os.getpid() != self._pid:
+            return None  # a child made by fork: neither the store's thread nor this run exist in it
         with self._lock:
             running = self._run
             if running is None:
@@ -222,6 +232,7 @@ class Sampler:
                         continue
                     known = Known(sample, answer, self._exchange(asked.place, answer), stored=True)
                     shelf.known.setdefault(keys[key], known)
+                    self._stocked.add(asked.place)
                     shelf.seconds = sample.seconds
             shelf.read_up_to = max(stop, start + 1)
         return shelf
@@ -339,6 +350,7 @@ class Ask:
             shelf.seconds = sample.seconds
             if run != self.run.index:
                 shelf.known[run] = known
+                sampler._stocked.add(self.place)
         if sampler._store is not None and sampler.plan.cache != "off":
             sampler._stored(lambda store: store.write(sampler._key(self.place, run), sample))
         return known

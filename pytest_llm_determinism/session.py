@@ -70,7 +70,8 @@ class Session:
         if self._store is None:
             from pytest_llm_determinism.store import SampleStore
 
-            self._store = SampleStore(self.root / settings.cache_dir, writable=settings.cache != "replay")
+            directory = self.root / Path(settings.cache_dir).expanduser()
+            self._store = SampleStore(directory, writable=settings.cache != "replay")
         return self._store
 
     def plan(self, settings: Settings, load: str, attempt: int, runs: int, seed: int) -> Plan:

@@ -13,7 +13,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._free = count
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collected task gives up in whatever thread collects it
         self._waiting: deque[Callable[[], None]] = deque()
 
     def acquire(self) -> None:
@@ -44,7 +44,7 @@ class Slots:
                 raise
 
     def release(self) -> None:
-        # Chosen and told under one lock: one that gives up meanwhile would neither be found waiting nor know of its slot.
+        # Chosen and told under one lock: one that gave up in between would be neither waiting nor know of its slot.
         with self._lock:
             while self._waiting:
                 try:

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Sequence
 
 from pytest_llm_determinism.analysis.divergence import common_prefix, excerpt
+from pytest_llm_determinism.analysis.findings import Finding
 from pytest_llm_determinism.analysis.groups import Group
 from pytest_llm_determinism.analysis.statistics import percent
 from pytest_llm_determinism.results import Experiment, TestResult
@@ -18,9 +19,12 @@ SHOWN_BRANCHES = 6
 def explain(result: TestResult, now: datetime.datetime) -> str:
     """The whole failure text; its first line is the short reason that pytest's own summary shows."""
     lines = [result.reason]
+    told: set[Finding] = set()
     for experiment in result.experiments:
         lines.extend(("", *_experiment(experiment, now)))
-    lines.extend(f"  {finding.code}: {finding.message}" for finding in result.findings)
+        # What several experiments share, such as that they differ, is told once.
+        lines.extend(f"  {finding.code}: {finding.message}" for finding in experiment.findings if finding not in told)
+        told.update(experiment.findings)
     lines.extend(("", f"verdict     {result.verdict}"))
     if result.decided_by:
         lines.append(f"decided by  {result.decided_by}")
@@ -44,7 +48,6 @@ def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
         lines.append(f"  … and {len(experiment.groups) - SHOWN_GROUPS} more groups")
     lines.extend(_divergence(experiment))
     lines.extend(f"  {failure.error}: {runs_in_words(failure.runs)}" for failure in experiment.error_messages)
-    lines.extend(f"  {finding.code}: {finding.message}" for finding in experiment.findings)
     lines.append(f"  {calls(experiment, now)}; seed {experiment.seed}")
     return lines
 
@@ -120,11 +123,7 @@ def _row(result: TestResult, now: datetime.datetime) -> tuple[str, str, str, str
     if not result.counts:
         return result.verdict, result.nodeid, reason, ""
     worst = min(result.experiments, key=lambda experiment: experiment.agreement_lower)
-    codes = dict.fromkeys(
-        finding.code
-        for findings in (result.findings, *(experiment.findings for experiment in result.experiments))
-        for finding in findings
-    )
+    codes = dict.fromkeys(finding.code for experiment in result.experiments for finding in experiment.findings)
     loads = ",".join(dict.fromkeys(experiment.load for experiment in result.experiments))
     origins = dict.fromkeys(calls(experiment, now) for experiment in result.experiments)
     notes = "; ".join((f"under {loads}", bound(worst), *origins, *codes))

@@ -10,12 +10,11 @@ from pytest_llm_determinism.shapes.answer import (
     Choice,
     Family,
     ToolCall,
-    Unreadable,
     answer_of,
     in_order,
     text_of,
 )
-from pytest_llm_determinism.shapes.sse import DONE
+from pytest_llm_determinism.shapes.sse import read_choices
 
 
 def _route(path: str) -> bool:
@@ -51,41 +50,24 @@ def _tool_call(function: dict[str, Any]) -> ToolCall:
 
 
 def _read_stream(events: Iterable[Any]) -> Answer:
-    choices: dict[int, Choice] = {}
     calls: dict[tuple[int, int], tuple[str, str]] = {}
-    last: dict[str, Any] = {}
-    usage = None
-    done = False
-    for event in events:
-        if event == DONE:
-            done = True
-            continue
-        if not isinstance(event, dict):
-            continue
-        last = {**last, **{field: value for field, value in event.items() if value is not None}}
-        usage = event.get("usage") or usage
-        for item in event.get("choices") or ():
-            choice = choices.setdefault(item.get("index", 0), Choice())
-            delta = item.get("delta") or {}
-            choice.text += text_of(delta.get("content"))
-            choice.refusal += delta.get("refusal") or ""
-            choice.finish_reason = item.get("finish_reason") or choice.finish_reason
-            fragments = list(delta.get("tool_calls") or ())
-            if delta.get("function_call"):
-                fragments.append({"index": 0, "function": delta["function_call"]})
-            for fragment in fragments:
-                place = (item.get("index", 0), fragment.get("index", 0))
-                name, arguments = calls.get(place, ("", ""))
-                function = fragment.get("function") or {}
-                calls[place] = (
-                    name + (function.get("name") or ""),
-                    arguments + (function.get("arguments") or ""),
-                )
-    # Not every server sends the end marker, and not every one gives a reason before it: one of them is enough.
-    if not done and not (choices and all(choice.finish_reason for choice in choices.values())):
-        raise Unreadable("a stream that broke off before its end")
+
+    def add(choice: Choice, item: dict[str, Any]) -> None:
+        delta = item.get("delta") or {}
+        choice.text += text_of(delta.get("content"))
+        choice.refusal += delta.get("refusal") or ""
+        fragments = list(delta.get("tool_calls") or ())
+        if delta.get("function_call"):
+            fragments.append({"index": 0, "function": delta["function_call"]})
+        for fragment in fragments:
+            place = (item.get("index", 0), fragment.get("index", 0))
+            name, arguments = calls.get(place, ("", ""))
+            function = fragment.get("function") or {}
+            calls[place] = (name + (function.get("name") or ""), arguments + (function.get("arguments") or ""))
+
+    choices, last, usage = read_choices(events, add)
     for (index, _), (name, arguments) in sorted(calls.items()):
-        choices.setdefault(index, Choice()).tool_calls.append(ToolCall(name, arguments))
+        choices[index].tool_calls.append(ToolCall(name, arguments))
     return answer_of([choice for _, choice in sorted(choices.items())], last, usage)
 
 

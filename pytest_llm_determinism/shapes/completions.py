@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pytest_llm_determinism.shapes.answer import Answer, Choice, Family, Unreadable, answer_of, in_order
-from pytest_llm_determinism.shapes.sse import DONE
+from pytest_llm_determinism.shapes.answer import Answer, Choice, Family, answer_of, in_order
+from pytest_llm_determinism.shapes.sse import read_choices
 
 
 def _route(path: str) -> bool:
@@ -26,24 +26,10 @@ def _read(content: dict[str, Any]) -> Answer:
 
 
 def _read_stream(events: Iterable[Any]) -> Answer:
-    choices: dict[int, Choice] = {}
-    last: dict[str, Any] = {}
-    usage = None
-    done = False
-    for event in events:
-        if event == DONE:
-            done = True
-            continue
-        if not isinstance(event, dict):
-            continue
-        last = {**last, **{field: value for field, value in event.items() if value is not None}}
-        usage = event.get("usage") or usage
-        for item in event.get("choices") or ():
-            choice = choices.setdefault(item.get("index", 0), Choice())
-            choice.text += str(item.get("text") or "")
-            choice.finish_reason = item.get("finish_reason") or choice.finish_reason
-    if not done and not (choices and all(choice.finish_reason for choice in choices.values())):
-        raise Unreadable("a stream that broke off before its end")
+    def add(choice: Choice, item: dict[str, Any]) -> None:
+        choice.text += str(item.get("text") or "")
+
+    choices, last, usage = read_choices(events, add)
     return answer_of([choice for _, choice in sorted(choices.items())], last, usage)
 
 
