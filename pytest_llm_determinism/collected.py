@@ -48,9 +48,11 @@ class Collected:
 
     def summary(self) -> list[str]:
         """The lines of the summary section; none if no test was marked."""
-        from pytest_llm_determinism.report.text import table
+        lines = []
+        if self.results:
+            from pytest_llm_determinism.report.text import table
 
-        lines = table(list(self.results.values()), datetime.datetime.now(datetime.UTC))
+            lines = table(list(self.results.values()), datetime.datetime.now(datetime.UTC))
         if self.ungated:
             lines.append(f"gate=off: {len(self.ungated)} marked tests ran once, without being gated")
         return lines + list(dict.fromkeys(self.notes))

@@ -21,6 +21,7 @@ from typing import Any
 
 from pytest_llm_determinism import fanout
 from pytest_llm_determinism.observe import active
+from pytest_llm_determinism.observe.secrets import credentials, hidden, hidden_bytes
 from pytest_llm_determinism.sampling import Ask, Received
 from pytest_llm_determinism.shapes import may_be_model_call, recognise
 from pytest_llm_determinism.store import Sample
@@ -181,7 +182,8 @@ def _exchange(ask: Ask, request: Any, body: bytes) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        ask.failed(f"{type(error).__name__}: {error}")
+        secrets = credentials(request.headers.multi_items(), str(request.url))
+        ask.failed(hidden(f"{type(error).__name__}: {error}", secrets))
         raise
     except BaseException:
         ask.abandoned()
@@ -249,10 +251,12 @@ class _Library:
         return self._received(response, pieces, started, broken)
 
     def _received(self, response: Any, pieces: list[bytes], started: float, broken: Exception | None) -> Received:
+        sent = response.request
+        secrets = credentials(sent.headers.multi_items(), str(sent.url))
         sample = Sample.of(
             response.status_code,
-            response.headers.multi_items(),
-            b"".join(pieces),
+            [(name, hidden(value, secrets)) for name, value in response.headers.multi_items()],
+            hidden_bytes(b"".join(pieces), secrets),
             at=time.time(),
             seconds=time.perf_counter() - started,
         )

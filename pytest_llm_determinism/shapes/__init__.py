@@ -20,6 +20,7 @@ from pytest_llm_determinism.shapes.sse import read_events
 
 __all__ = [
     "FAMILIES",
+    "SECRET_PARAMETERS",
     "Answer",
     "Family",
     "ModelCall",
@@ -34,7 +35,7 @@ SCHEMA = 1
 
 FAMILIES: tuple[Family, ...] = (chat.FAMILY, completions.FAMILY, responses.FAMILY)
 
-_SECRET_PARAMETERS = frozenset(
+SECRET_PARAMETERS = frozenset(
     [
         "key",
         "api_key",
@@ -148,7 +149,7 @@ def _public_url(url: str, origins: Mapping[str, str]) -> str:
     host = split.hostname or ""
     origin = f"{split.scheme}://{f'[{host}]' if ':' in host else host}{f':{split.port}' if split.port else ''}"
     query = [
-        (name, "" if name.lower() in _SECRET_PARAMETERS else value)
+        (name, "" if name.lower() in SECRET_PARAMETERS else value)
         for name, value in parse_qsl(split.query, keep_blank_values=True)
     ]
     suffix = "?" + urlencode(sorted(query)) if query else ""
