@@ -37,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from pytest_llm_determinism.reference import one_thread_per_matrix
+
+    one_thread_per_matrix()
     try:
         from pytest_llm_determinism.reference.server import serve
     except ImportError as error:

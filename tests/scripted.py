@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import itertools
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +18,13 @@ from typing import Any
 
 @dataclass
 class Call:
-    """One request as the server saw it; `number` counts all requests from 0."""
+    """One request as the server saw it; `number` counts all requests from 0, `at` is a clock's seconds."""
 
     number: int
     path: str
     body: dict[str, Any]
     headers: dict[str, str]
+    at: float = 0.0
 
     @property
     def prompt(self) -> str:
@@ -34,7 +37,8 @@ class Call:
 
 @dataclass
 class Reply:
-    """What to answer: text and tool calls, or a status with a raw body, or a connection that breaks."""
+    """What to answer: text and tool calls, or a status with a raw body, or a connection that breaks: half of the body
+    is sent (`cut`), or nothing at all (`reset`)."""
 
     text: str = ""
     tool_calls: list[tuple[str, str]] = field(default_factory=list)
@@ -43,6 +47,7 @@ class Reply:
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
+    reset: bool = False
     finish_reason: str | None = None
     fingerprint: str | None = "fp-1"
     model: str | None = None
@@ -81,7 +86,7 @@ class ScriptedServer:
 
     def answer(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> Reply:
         with self._lock:
-            call = Call(next(self._numbers), path, body, headers)
+            call = Call(next(self._numbers), path, body, headers, time.monotonic())
             self.calls.append(call)
             self._in_flight += 1
             self.peak = max(self.peak, self._in_flight)
@@ -114,14 +119,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        path = self.path.partition("?")[0]
         reply = self.owner.answer(self.path, body, {name.lower(): value for name, value in self.headers.items()})
+        if reply.reset:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return
         if reply.raw is not None:
             content = reply.raw
         elif body.get("stream"):
             reply.content_type = "text/event-stream"
-            content = b"".join(b"data: " + part + b"\n\n" for part in _events(self.path, body, reply))
+            content = b"".join(b"data: " + part + b"\n\n" for part in _events(path, body, reply))
         else:
-            content = json.dumps(_content(self.path, body, reply)).encode()
+            content = json.dumps(_content(path, body, reply)).encode()
         if "gzip" in reply.headers.get("content-encoding", ""):
             content = gzip.compress(content)
         self.send_response(reply.status)
