@@ -31,9 +31,31 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    serve.add_argument("--port", type=int, default=8080, help="port to listen on; 0 takes a free one")
+    serve.add_argument("--port", type=_port, default=8080, help="port to listen on; 0 takes a free one")
+    serve.add_argument(
+        "--capacity-factor",
+        type=_factor,
+        metavar="FACTOR",
+        help="expert capacity of moe-capacity: the larger, the fewer tokens are dropped (default: 2.5)",
+    )
     serve.set_defaults(run=_serve)
     return parser
+
+
+def _port(text: str) -> int:
+    if text.isdigit() and int(text) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port; write a number from 0 to 65535")
+
+
+def _factor(text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a capacity factor; write a number above 0, such as 2.5")
+    return factor
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -41,14 +63,16 @@ def _serve(options: argparse.Namespace) -> int:
 
     one_thread_per_matrix()
     try:
+        from pytest_llm_determinism.reference.model import DEFAULT_CAPACITY_FACTOR
         from pytest_llm_determinism.reference.server import serve
     except ImportError as error:
         print(
             f"llm-determinism serve: {error.name} is missing; run pip install '{PACKAGE}[reference]'", file=sys.stderr
         )
         return USAGE_ERROR
+    factor = options.capacity_factor or DEFAULT_CAPACITY_FACTOR
     try:
-        serve(options.host, options.port, announce=_announce)
+        serve(options.host, options.port, capacity_factor=factor, announce=_announce)
     except OSError as error:
         print(f"llm-determinism serve: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
         return USAGE_ERROR
