@@ -34,6 +34,7 @@ async def chat(request: Request) -> JSONResponse:
 
 if __name__ == "__main__":
     listening = socket.socket()
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listening.bind(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", flush=True)
     app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])

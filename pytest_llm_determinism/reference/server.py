@@ -880,6 +880,9 @@ def serve(
     app = create_app(capacity_factor)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=1024) as listener:
+        # Inherited by each connection. asyncio sets it only on sockets that name their protocol, and without it
+        # an answer sent in two pieces waits for an acknowledgement in between.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         config = uvicorn.Config(
