@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import tempfile
-
     from pytest_llm_determinism.results import TestResult
 
 UNGATED = "ungated"
@@ -22,7 +21,7 @@ class Collected:
         self.results: dict[str, TestResult] = {}
         self.ungated: set[str] = set()
         self.notes: list[str] = []
-        self._locks: tempfile.TemporaryDirectory[str] | None = None
+        self._locks: str | None = None
 
     def add(self, nodeid: str, record: str) -> None:
         """Take what travelled on a test's report: one JSON string, or `UNGATED`."""
@@ -34,17 +33,19 @@ class Collected:
             self.results[nodeid] = TestResult.from_json(json.loads(record))
 
     def locks(self) -> str:
-        """A folder for what the workers lock against each other, there until `close`."""
+        """The folder for what xdist workers lock against each other. It is made when a worker first needs it."""
         import tempfile
+        import uuid
 
         if self._locks is None:
-            self._locks = tempfile.TemporaryDirectory(prefix="llm-determinism-")
-        return self._locks.name
+            self._locks = os.path.join(tempfile.gettempdir(), f"llm-determinism-{uuid.uuid4()}")
+        return self._locks
 
     def close(self) -> None:
         if self._locks is not None:
-            self._locks.cleanup()
-            self._locks = None
+            import shutil
+
+            shutil.rmtree(self._locks, ignore_errors=True)
 
     def summary(self) -> list[str]:
         """The lines of the summary section; none if no test was marked."""

@@ -15,20 +15,27 @@ from collections.abc import Awaitable, Callable
 
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.sampling import Ask, Received
+from pytest_llm_determinism.slots import in_event_loop
 
 inside_call: contextvars.ContextVar[bool] = contextvars.ContextVar("inside_call", default=False)
 """True within a call that holds a slot: an application served in this process through the same HTTP library (a test
 client) calls its model from there, and must not wait for the slot that its caller holds."""
 
 
+PATIENCE = 10.0
+"""Seconds after which no more calls are started ahead within one call of the application. That call returns when the
+batch is done, and an application may have a deadline of its own around it."""
+
+
 class _Batch:
     """The calls of one fan-out: the run's own first, then those ahead, shared by several workers."""
 
-    def __init__(self, ask: Ask, ahead: list[int]) -> None:
+    def __init__(self, ask: Ask, ahead: list[int], patience: float) -> None:
         self.ask = ask
         self.own: Received | BaseException | None = None
         self.refusal: BaseException | None = None
         self._queue = deque((ask.run.index, *ahead))
+        self._until = time.monotonic() + min(PATIENCE, patience / 2)
         self._cancelled = False
         self._lock = threading.Lock()
         count = min(ask.sampler.plan.concurrency, len(self._queue))
@@ -44,8 +51,10 @@ class _Batch:
             if not self._queue:
                 return None
             run = self._queue.popleft()
-            held = self.ask.call.key in self.ask.sampler._held
-            return None if run != self.ask.run.index and (held or self.refusal) else run
+            if run == self.ask.run.index:
+                return run
+            enough = time.monotonic() > self._until or self.ask.call.key in self.ask.sampler._held
+            return None if enough or self.refusal else run
 
     def received(self, run: int, received: Received) -> None:
         if received.broken is None and not self._cancelled:
@@ -73,21 +82,24 @@ class _Batch:
         return self.own
 
 
-def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool) -> Received:
+def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool, patience: float) -> Received:
     """Ask for the active run, and ahead.
 
     Args:
         send: makes one call; its argument says whether it is the run's own.
         fan_out: whether the client may be used for more than the run's own call.
+        patience: seconds that the client itself would wait for an answer; half of them may go into calls ahead.
     """
-    batch = _Batch(ask, ask.ahead() if fan_out else [])
+    # A call that blocks an event loop whose tasks hold every slot would wait for them, and they for it.
+    stuck = ask.sampler.slots.all_taken() and in_event_loop()
+    batch = _Batch(ask, ask.ahead() if fan_out and not stuck else [], patience)
 
     def work(delay: float) -> None:
         time.sleep(delay)
         while (run := batch.next()) is not None:
             own = run == ask.run.index
             try:
-                batch.received(run, _call(ask, lambda own=own: send(own)))  # type: ignore[misc]
+                batch.received(run, _call(ask, lambda own=own: send(own), stuck))  # type: ignore[misc]
             except BaseException as error:
                 batch.failed(run, error)
 
@@ -111,11 +123,13 @@ def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool) -> Received
     return batch.result()
 
 
-async def fetch_async(ask: Ask, send: Callable[[bool], Awaitable[Received]], fan_out: bool) -> Received:
+async def fetch_async(
+    ask: Ask, send: Callable[[bool], Awaitable[Received]], fan_out: bool, patience: float
+) -> Received:
     """As `fetch`, on the event loop of the caller."""
     import anyio
 
-    batch = _Batch(ask, ask.ahead() if fan_out else [])
+    batch = _Batch(ask, ask.ahead() if fan_out else [], patience)
 
     async def work(delay: float) -> None:
         await anyio.sleep(delay)
@@ -134,8 +148,8 @@ async def fetch_async(ask: Ask, send: Callable[[bool], Awaitable[Received]], fan
     return batch.result()
 
 
-def _call(ask: Ask, send: Callable[[], Received]) -> Received:
-    nested = inside_call.get()
+def _call(ask: Ask, send: Callable[[], Received], stuck: bool) -> Received:
+    nested = stuck or inside_call.get()
     if not nested:
         ask.sampler.slots.acquire()
     token = inside_call.set(True)

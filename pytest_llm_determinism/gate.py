@@ -24,7 +24,7 @@ VERDICTS = ("passed", "nondeterministic", "inconclusive")
 
 
 @contextlib.contextmanager
-def gate(item: pytest.Function, session: Session, settings: Settings, keep: Callable[[str], None]) -> Iterator[None]:
+def gate(item: pytest.Item, session: Session, settings: Settings, keep: Callable[[str], None]) -> Iterator[None]:
     """While open, running the item's test runs it K times and judges.
 
     Args:
@@ -50,21 +50,22 @@ def gate(item: pytest.Function, session: Session, settings: Settings, keep: Call
             item.runtest = before  # type: ignore[method-assign]
 
 
-def _run_once(item: pytest.Function, runtest: Callable[[], None]) -> None:
+def _run_once(item: pytest.Item, runtest: Callable[[], None]) -> None:
     runtest()
+    instance: Any = getattr(item, "instance", None)
     # Under --pdb pytest puts a test case's tearDown off until the item's own teardown; the next run needs it now.
     put_off = vars(item).get("_explicit_tearDown")
     if put_off is not None:
         item._explicit_tearDown = None  # type: ignore[attr-defined]
-        del item.instance.tearDown
+        del instance.tearDown
         # What the body raised comes first.
         with contextlib.suppress(Exception) if vars(item).get("_excinfo") else contextlib.nullcontext():
             put_off()
     # unittest's test cases do not raise: pytest notes on the item what they reported.
     reported = vars(item).pop("_excinfo", None)
     # An IsolatedAsyncioTestCase would refuse a second run: it takes its finished event loop for one in use.
-    if getattr(getattr(item, "instance", None), "_asyncioRunner", None) is not None:
-        item.instance._asyncioRunner = None
+    if getattr(instance, "_asyncioRunner", None) is not None:
+        instance._asyncioRunner = None
     if reported:
         raise reported[0].value.with_traceback(reported[0].tb)
 

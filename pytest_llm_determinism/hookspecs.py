@@ -33,8 +33,8 @@ def pytest_determinism_comparisons(config: pytest.Config) -> Mapping[str, Callab
 def pytest_determinism_verdict(item: pytest.Item, experiments: tuple[Experiment, ...], verdict: str) -> str | None:
     """See or change a verdict: return ``passed``, ``nondeterministic`` or ``inconclusive``, or None to leave it.
 
-    Called once a marked test, after its runs. The verdict of the last plugin called that returns one stands, and the
-    report says that it was changed.
+    Called once a marked test, after its runs. The first answer that is not None stands (a ``conftest.py`` is asked
+    before plugins), and the report says that the verdict was changed.
     """
 
 

@@ -63,7 +63,7 @@ class LLM:
     """Asks a model: ``llm("prompt")`` or ``llm(messages)``, and ``await llm.ask_async(…)`` in async tests.
 
     Keyword arguments are sent as they are (``max_tokens=``, ``seed=``, ``tools=``, …). In a marked test each run asks
-    for itself; elsewhere one answer is kept and given again.
+    for itself; elsewhere each call is made once and answered from the store in the next session.
 
     Args:
         client: builds the SDK's client instead of the default one, or None.

@@ -130,8 +130,10 @@ def _add_comparisons(config: pytest.Config, session: Session) -> None:
 
 
 def _report_paths(config: pytest.Config) -> list[Path]:
-    names = config.stash[SESSION].value("report") or ()
-    return [config.invocation_params.dir / name for name in names]
+    found = config.stash[SESSION].settings({}).origin("report")
+    # As pytest does: what was typed is meant from where it was typed, what stands in a file from where that is.
+    base = config.invocation_params.dir if found.source == "cli" else config.rootpath
+    return [base / name for name in found.value or ()]
 
 
 def _check_reports(config: pytest.Config) -> None:
@@ -218,7 +220,7 @@ def pytest_make_collect_report(
     wrong = [
         error
         for item in report.result or ()
-        if isinstance(item, pytest.Function) and (error := _wrong_marker(item)) is not None
+        if isinstance(item, pytest.Item) and (error := _wrong_marker(item)) is not None
     ]
     if wrong:
         try:
@@ -230,7 +232,7 @@ def pytest_make_collect_report(
     return report
 
 
-def _wrong_marker(item: pytest.Function) -> str | None:
+def _wrong_marker(item: pytest.Item) -> str | None:
     try:
         _read_settings(item)
     except SettingError as error:
@@ -244,14 +246,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("llm", models, indirect=True, ids=models)
 
 
-def _read_settings(item: pytest.Function) -> Settings | None:
+def _read_settings(item: pytest.Item) -> Settings | None:
     """The settings of a marked test, None for one that is not marked.
 
     Raises:
         SettingError: a marker that cannot be used, or settings that do not go together.
     """
     marks = [(mark.args, mark.kwargs) for mark in item.iter_markers(marker.NAME)]
-    if not marks:
+    # A module's marker is not meant for the examples in its docstrings.
+    if not marks or type(item).__name__ == "DoctestItem":
         return None
     session = item.config.stash[SESSION]
     _add_comparisons(item.config, session)
@@ -269,8 +272,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     # A test may be run again (pytest-rerunfailures): nothing of the last time may be taken for this one's.
     item.stash[RESULT] = None
     item.stash[SETTINGS] = None
-    if not isinstance(item, pytest.Function):
-        return
     # A marker may have been added after collection.
     wrong = _wrong_marker(item)
     if wrong is not None:
@@ -279,7 +280,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if settings is None:
         return
     item.stash[SETTINGS] = settings
-    if settings.gate and "anyio_backend" in item.fixturenames:
+    if settings.gate and isinstance(item, pytest.Function) and "anyio_backend" in item.fixturenames:
         item.fixturenames.insert(0, "_one_event_loop")
 
 
@@ -293,7 +294,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
         item.stash[RESULT] = UNGATED
         return (yield)
-    assert isinstance(item, pytest.Function)
     from pytest_llm_determinism.gate import gate
 
     def keep(result: str) -> None:
@@ -330,7 +330,8 @@ def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     """Ask a model: llm("prompt") or llm(messages), with any keyword the API takes; in async tests llm.ask_async.
 
     Returns the answer as a str with .tool_calls, .finish_reason, .fingerprint, .model, .usage and .raw. In a test
-    marked with @pytest.mark.deterministic each run asks for itself; elsewhere one answer is kept in the store.
+    marked with @pytest.mark.deterministic each run asks for itself; elsewhere each call is made once and then answered
+    from the store.
     """
     from pytest_llm_determinism.llm import LLM
 

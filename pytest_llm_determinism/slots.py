@@ -43,6 +43,9 @@ class Slots:
                 self._give_up(grant, granted.is_set)
                 raise
 
+    def all_taken(self) -> bool:
+        return not self._free
+
     def release(self) -> None:
         # Chosen and told under one lock: one that gave up in between would be neither waiting nor know of its slot.
         with self._lock:
@@ -90,3 +93,19 @@ def _waker(set_event: Callable[[], object]) -> Callable[[], None]:
         loop.call_soon_threadsafe(set_event)
 
     return wake
+
+
+def in_event_loop() -> bool:
+    """Whether this thread is running a task of an event loop, which stands still while it waits."""
+    if "trio" in sys.modules:
+        import trio
+
+        if trio.lowlevel.in_trio_run():
+            return True
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

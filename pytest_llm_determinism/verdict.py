@@ -158,6 +158,8 @@ def _too_little_agreement(settings: Settings, evidence: Evidence, shape: str) ->
 
 
 def _advice(settings: Settings, evidence: Evidence) -> str:
+    if not any(found.calls.live or found.calls.cached for found in evidence.experiments):
+        return "what was recorded differs; record only what should be the same in every run"
     codes = {finding.code: finding for found in evidence.experiments for finding in found.findings}
     if "prompt-varies" in codes:
         return "make the test send the same request in every run; until then it is not the model that is tested"

@@ -17,7 +17,8 @@ from scripted import Script, ScriptedServer
 
 pytest_plugins = ["pytester"]
 
-QUIET = ("-p", "no:cacheprovider")
+# hypothesis's plugin imports all of hypothesis in each of these processes, and none of their tests uses it.
+QUIET = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
 @pytest.fixture

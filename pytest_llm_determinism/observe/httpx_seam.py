@@ -122,6 +122,7 @@ def _sync_send(original: Any, library: _Library) -> Any:
                     ask,
                     lambda own: library.send(original, client, request, body, own, options),
                     library.is_ordinary(client, request),
+                    _patience(client, request),
                 )
             response = library.response(client, request, received)
             if not options.get("stream"):
@@ -153,6 +154,7 @@ def _async_send(original: Any, library: _Library) -> Any:
                     ask,
                     lambda own: library.send_async(original, client, request, body, own, options),
                     library.is_ordinary(client, request),
+                    _patience(client, request),
                 )
             response = library.response(client, request, received)
             if not options.get("stream"):
@@ -190,6 +192,12 @@ def _exchange(ask: Ask, request: Any, body: bytes) -> Iterator[None]:
         raise
     finally:
         _outer.reset(outer)
+
+
+def _patience(client: Any, request: Any) -> float:
+    """Seconds the client waits for an answer: the request's own read timeout, else the client's."""
+    timeout = request.extensions.get("timeout", {}).get("read", client.timeout.read)
+    return float("inf") if timeout is None else float(timeout)
 
 
 class _Library:

@@ -132,7 +132,8 @@ class SampleStore:
 
         if not self._writable and not (self.directory / "cache.db").exists():
             return None
-        self._prepare()
+        if self._writable:
+            self._prepare()
         check_database(self.directory)
         return diskcache.Cache(
             str(self.directory),

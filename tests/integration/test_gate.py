@@ -26,7 +26,9 @@ def test_a_stable_model_passes_and_a_rerun_costs_nothing(project: Project, serve
     assert (first["exit"], again["exit"], len(model.calls)) == (0, 0, 10)
     assert first["tests"]["test_flip"]["experiments"][0]["calls"] == {"live": 10, "cached": 0, "oldest_sample": None}
     assert again["tests"]["test_flip"]["experiments"][0]["calls"]["cached"] == 10
-    again["result"].stdout.fnmatch_lines(["*10 answers from the store (oldest * second*): a replay is no new evidence*"])
+    again["result"].stdout.fnmatch_lines(
+        ["*10 answers from the store (oldest * second*): a replay is no new evidence*"]
+    )
 
 
 def test_an_unstable_model_fails_with_groups_fork_and_setting(project: Project, server) -> None:

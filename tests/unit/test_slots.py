@@ -214,10 +214,11 @@ def test_a_taker_whose_loop_is_closed_is_passed_over() -> None:
     assert waiting(slots)
     loop.close()
 
-    with ThreadPoolExecutor(1) as pool:
-        taking = pool.submit(slots.acquire)
-        until(lambda: waiting(slots, 2))
-        slots.release()
-        taking.result(LONG)
+    taking = threading.Thread(target=slots.acquire, daemon=True)
+    taking.start()
+    until(lambda: waiting(slots, 2))
+    slots.release()
+    taking.join(LONG)
+    assert not taking.is_alive()
     slots.release()
     assert all_free(slots, 1)
