@@ -60,4 +60,6 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
         fcntl.flock(descriptor, kind)
         yield
     finally:
-        os.close(descriptor)  # which gives the lock back
+        # Closing gives the lock back only when no process that the body forked meanwhile has it open, too.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)

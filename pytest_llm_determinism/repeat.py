@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Hashable
+from collections.abc import Awaitable, Callable, Generator, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from traceback import walk_tb
 from types import TracebackType
@@ -13,7 +13,7 @@ from types import TracebackType
 from pytest_llm_determinism.analysis.compare import Comparison
 from pytest_llm_determinism.analysis.experiment import experiment
 from pytest_llm_determinism.analysis.findings import load_sensitive
-from pytest_llm_determinism.analysis.groups import Outcome, group, missing_call, outcomes
+from pytest_llm_determinism.analysis.groups import Outcome, group, missing_calls, outcomes
 from pytest_llm_determinism.observe import active, observing
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.results import CallCount, Experiment, TestResult
@@ -164,14 +164,14 @@ class Repeater:
         together = [item for found in items for item in found]
         heard = [item for item in together if item.output.parts]
         groups = group(heard, self._comparison)
-        experiments = _with_load_finding(experiments, len(groups))
-        missing = missing_call(together)
-        short = {id(item) for item in missing.missing} if missing else set()
+        experiments = _with_load_finding(experiments, self._unique_under_loads(items), len(groups))
+        missing = list(missing_calls(together))
+        short = {id(item) for found in missing for item in found.missing}
         evidence = Evidence(
             experiments=experiments,
             counts=[found.count for found in groups],
             parted=len(group([item for item in heard if id(item) not in short], self._comparison)),
-            missing=missing,
+            missing=missing[0] if missing else None,
             silent=[item.run.index for item in together if not item.output.parts and not item.run.broken_off],
             refusal=self.refusal,
         )
@@ -191,6 +191,13 @@ class Repeater:
     def _outcomes(self, sampled: _Sampled) -> list[Outcome]:
         return outcomes(sampled.runs, self._first) if self._first is not None else []
 
+    def _unique_under_loads(self, items: list[list[Outcome]]) -> dict[str, int]:
+        # Over all attempts: a load whose attempts answer differently is not stable.
+        by_load: dict[str, list[Outcome]] = {}
+        for sampled, found in zip(self._sampled, items, strict=True):
+            by_load.setdefault(sampled.plan.load, []).extend(item for item in found if item.output.parts)
+        return {load: len(group(heard, self._comparison)) for load, heard in by_load.items()}
+
     def _analysed(self, sampled: _Sampled, items: list[Outcome]) -> Experiment:
         return experiment(
             load=sampled.plan.load,
@@ -208,12 +215,11 @@ class Repeater:
         )
 
 
-def _with_load_finding(experiments: tuple[Experiment, ...], unique_over_all: int) -> tuple[Experiment, ...]:
+def _with_load_finding(
+    experiments: tuple[Experiment, ...], unique: Mapping[str, int], unique_over_all: int
+) -> tuple[Experiment, ...]:
     """What only all experiments together can show stands in each of them."""
-    by_load: dict[str, int] = {}
-    for found in experiments:
-        by_load[found.load] = max(found.unique, by_load.get(found.load, 0))
-    finding = load_sensitive(by_load, unique_over_all)
+    finding = load_sensitive(unique, unique_over_all)
     if finding is None:
         return experiments
     return tuple(replace(found, findings=(*found.findings, finding)) for found in experiments)

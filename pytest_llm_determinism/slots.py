@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 
 class Slots:
@@ -76,15 +77,9 @@ class Slots:
 
 def _waker(set_event: Callable[[], object]) -> Callable[[], None]:
     """A function that sets an event of this task's loop from any thread."""
-    if "trio" in sys.modules:
-        import trio
-
-        try:
-            token = trio.lowlevel.current_trio_token()
-        except RuntimeError:
-            pass  # trio is imported, but this task is not one of its own
-        else:
-            return lambda: token.run_sync_soon(set_event)
+    token = _trio_token()
+    if token is not None:
+        return lambda: token.run_sync_soon(set_event)
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -97,11 +92,8 @@ def _waker(set_event: Callable[[], object]) -> Callable[[], None]:
 
 def in_event_loop() -> bool:
     """Whether this thread is running a task of an event loop, which stands still while it waits."""
-    if "trio" in sys.modules:
-        import trio
-
-        if trio.lowlevel.in_trio_run():
-            return True
+    if _trio_token() is not None:
+        return True
     import asyncio
 
     try:
@@ -109,3 +101,14 @@ def in_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _trio_token() -> Any:
+    """What wakes up this thread's trio loop, None if there is none. trio is not imported for it."""
+    trio: Any = sys.modules.get("trio")
+    if trio is None:
+        return None
+    try:
+        return trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None

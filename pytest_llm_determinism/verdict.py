@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_llm_determinism.analysis.groups import MissingCall
-from pytest_llm_determinism.analysis.statistics import agreement, percent
+from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower, percent
 from pytest_llm_determinism.results import Experiment
 from pytest_llm_determinism.settings import Settings
 
@@ -93,7 +93,7 @@ def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
             if "HTTP 400" in first.error and "temperature" in first.error
             else "look at the error; samples that arrived are kept, so a rerun asks only for the others",
         )
-    if not evidence.counts:
+    if not evidence.counts and (not errors or any(found.completed for found in experiments)):
         return Verdict(
             INCONCLUSIVE,
             "no model call was observed and nothing was recorded",
@@ -116,9 +116,9 @@ def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
     if evidence.silent:
         return Verdict(
             INCONCLUSIVE,
-            f"{runs_in_words(evidence.silent)} recorded nothing, while others did",
+            f"{runs_in_words(evidence.silent)} had no output, while others had one",
             None,
-            "call determinism.record(value) in every run",
+            "let every run ask the model, or call determinism.record(value) in every run",
         )
     fewest = min(experiments, key=lambda found: found.completed)
     if fewest.completed < 2:
@@ -145,7 +145,10 @@ def _too_little_agreement(settings: Settings, evidence: Evidence, shape: str) ->
         )
     if settings.confidence is None:
         return None
-    bound = min(found.agreement_lower for found in evidence.experiments)
+    bound = min(
+        agreement_lower(evidence.counts, settings.confidence),
+        *(found.agreement_lower for found in evidence.experiments),
+    )
     if bound >= wanted:
         return None
     verdict = NONDETERMINISTIC if len(evidence.counts) > 1 else INCONCLUSIVE

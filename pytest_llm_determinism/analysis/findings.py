@@ -105,11 +105,11 @@ def _first_difference(one: Any, other: Any, path: str) -> str | None:
 def _sampling_on(items: Sequence[Outcome], requests: Mapping[str, str], unique: int) -> Finding | None:
     asked = {exchange.request for item in items for exchange in item.slots if exchange is not None}
     bodies = [json.loads(requests[key])["body"] for key in asked if key in requests]
-    warm = {body["temperature"] for body in bodies if body.get("temperature") not in (None, 0)}
+    warm = {json.dumps(body["temperature"]) for body in bodies if body.get("temperature") not in (None, 0)}
     if warm:
         return Finding(
             "sampling-on",
-            f"temperature is {', '.join(map(str, sorted(warm, key=str)))}, so answers are drawn at random",
+            f"temperature is {', '.join(sorted(warm))}, so answers are drawn at random",
         )
     if unique > 1 and any(body.get("temperature") is None for body in bodies):
         return Finding("sampling-on", "no temperature is sent, so the provider's default applies, often 1")
@@ -165,16 +165,24 @@ def _loops(text: str) -> bool:
         for period in range(1, end // LOOP_REPEATS + 1):
             repeats = max(LOOP_REPEATS, -(-LOOP_WORDS // period))
             length = period * repeats
-            if length <= end and words[end - length : end - period] == words[end - length + period : end]:
+            # Most texts differ in the last word already.
+            if length > end or words[end - 1] != words[end - 1 - period]:
+                continue
+            if words[end - length : end - period] == words[end - length + period : end]:
                 return True
     return False
 
 
 def _truncated(items: Sequence[Outcome]) -> Finding | None:
     last = [next((exchange for exchange in reversed(item.slots) if exchange is not None), None) for item in items]
-    if not last or not all(exchange and exchange.finish_reason in TOKEN_LIMIT_REASONS for exchange in last):
+    if not last or not all(exchange and _hit_the_limit(exchange.finish_reason) for exchange in last):
         return None
     return Finding(
         "truncated",
         f"all {len(last)} outputs hit the token limit: a fork may lie beyond it; allow more tokens",
     )
+
+
+def _hit_the_limit(reason: str | None) -> bool:
+    # The reasons of several choices are joined by commas.
+    return reason is not None and TOKEN_LIMIT_REASONS.issuperset(reason.split(","))

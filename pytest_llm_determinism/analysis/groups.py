@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llm_determinism.analysis.compare import Comparison, RunOutput
@@ -134,10 +134,11 @@ class MissingCall:
     missing: tuple[Outcome, ...]
 
 
-def missing_call(items: Sequence[Outcome]) -> MissingCall | None:
-    """The first step that some runs made and others did not although all they had been told before was the same.
+def missing_calls(items: Sequence[Outcome]) -> Iterator[MissingCall]:
+    """The steps that some runs made and others did not although all they had been told before was the same.
 
-    Runs whose body broke off are left out: they had a reason.
+    The earliest step comes first, and a run is missed once at most. Runs whose body broke off are left out: they had a
+    reason.
     """
     alike: list[list[Outcome]] = [[item for item in items if not item.run.broken_off]]
     step = 0
@@ -151,8 +152,9 @@ def missing_call(items: Sequence[Outcome]) -> MissingCall | None:
             missing = branches.pop(None, [])
             if missing and branches:
                 made = [item for branch in branches.values() for item in branch]
-                return MissingCall(step, tuple(sorted(made, key=lambda item: item.run.index)), tuple(missing))
+                yield MissingCall(step, tuple(sorted(made, key=lambda item: item.run.index)), tuple(missing))
+            elif any(len(item.slots) > step for item in missing):
+                branches[None] = missing  # a call that only runs which are left out made; a later one may tell
             following.extend(branch for branch in branches.values() if len(branch) > 1)
         alike = following
         step += 1
-    return None

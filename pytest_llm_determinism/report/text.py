@@ -30,7 +30,17 @@ def explain(result: TestResult, now: datetime.datetime) -> str:
         lines.append(f"decided by  {result.decided_by}")
     if result.advice:
         lines.append(f"try next    {result.advice}")
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line that cannot steer a terminal: servers write the errors in it, and applications the requests."""
+    if line.isprintable():
+        return line
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in line
+    )
 
 
 def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
@@ -62,7 +72,7 @@ def _divergence(experiment: Experiment) -> list[str]:
     parted = experiment.divergence
     if parted is None:
         return []
-    step = f"step {parted.step + 1}, " if len(experiment.steps) > 1 else ""
+    step = f"step {parted.step + 1}, " if any(len(group.parts) > 1 for group in experiment.groups) else ""
     if not parted.prefix and len(parted.branches) == len(experiment.groups):
         return [f"  they part at {step}{parted.unit} 0"]  # the groups above show the branches already
     after = f", after “{excerpt(parted.prefix, len(parted.prefix))}”" if parted.prefix else ""
@@ -114,8 +124,9 @@ def age(moment: str, now: datetime.datetime) -> str:
 def table(results: Sequence[TestResult], now: datetime.datetime) -> list[str]:
     """The lines of the summary section, one a test: verdict, test, what was seen, how much that is worth, origin."""
     rows = [_row(result, now) for result in results]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    return ["  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip() for row in rows]
+    # A reason that nothing follows, such as a long API error, makes no other line wider.
+    widths = [max((len(row[column]) for row in rows if column < 2 or row[3]), default=0) for column in range(3)]
+    return [_printable("  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip()) for row in rows]
 
 
 def _row(result: TestResult, now: datetime.datetime) -> tuple[str, str, str, str]:

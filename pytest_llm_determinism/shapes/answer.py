@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,11 +86,13 @@ def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:
     usage = usage if isinstance(usage, dict) else {}
     several = len(choices) > 1
     return Answer(
-        output="\n".join(
-            f"[choice {number}] {choice.output()}" if several else choice.output()
-            for number, choice in enumerate(choices)
+        output=_whole(
+            "\n".join(
+                f"[choice {number}] {choice.output()}" if several else choice.output()
+                for number, choice in enumerate(choices)
+            )
         ),
-        text="\n".join(choice.text for choice in choices),
+        text=_whole("\n".join(choice.text for choice in choices)),
         tool_calls=tuple(call for choice in choices for call in choice.tool_calls),
         finish_reason=",".join(str(choice.finish_reason) for choice in choices if choice.finish_reason) or None,
         model=text_or_none(raw.get("model")),
@@ -98,6 +101,14 @@ def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:
         output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
         raw=raw,
     )
+
+
+_HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
+
+def _whole(text: str) -> str:
+    """The text with characters in one piece that a stream cut into UTF-16 halves."""
+    return _HALVES.sub(lambda found: found[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
 def in_order(choices: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -235,7 +235,7 @@ def test_record(project: Project) -> None:
 
     assert {name: (test["verdict"], test["reason"]) for name, test in found["tests"].items()} == {
         "test_text_and_values": ("passed", "1 unique of 2"),
-        "test_in_some_runs_only": ("inconclusive", "run 1 recorded nothing, while others did"),
+        "test_in_some_runs_only": ("inconclusive", "run 1 had no output, while others had one"),
         "test_not_json": ("inconclusive", "no model call was observed and nothing was recorded"),
     }
     assert found["tests"]["test_text_and_values"]["experiments"][0]["groups"][0]["output"] == (

@@ -1,0 +1,402 @@
+"""What a person reads: the failure of a test, and its line in the summary."""
+
+import datetime
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_llm_determinism.analysis.compare import resolve
+from pytest_llm_determinism.analysis.experiment import experiment
+from pytest_llm_determinism.analysis.findings import Finding
+from pytest_llm_determinism.analysis.groups import outcomes
+from pytest_llm_determinism.report.text import age, explain, table
+from pytest_llm_determinism.results import CallCount, TestResult
+from pytest_llm_determinism.runs import Exchange, Run
+
+NOW = datetime.datetime(2026, 1, 2, 12, 0, tzinfo=datetime.UTC)
+
+
+def ago(**more):
+    return (NOW - datetime.timedelta(**more)).isoformat()
+
+
+def made(*outputs, load="burst", attempt=0, live=None, cached=0, oldest=None, failures=(), compare="exact", seed=7):
+    """An experiment with one run an output; a tuple is an output of several steps, an exception an API error, and a run
+    itself."""
+    runs = [output if isinstance(output, Run) else one_run(index, output) for index, output in enumerate(outputs)]
+    return experiment(
+        load=load,
+        attempt=attempt,
+        seed=seed,
+        wanted=len(runs),
+        runs=runs,
+        items=outcomes(runs, runs[0]) if runs else [],
+        requests={},
+        comparison=resolve(compare),
+        confidence=0.95,
+        calls=CallCount(len(runs) if live is None else live, cached, oldest),
+        seconds=1.0,
+        failures=failures,
+    )
+
+
+def one_run(index, output):
+    if isinstance(output, Exception):
+        return Run(index, (), error=str(output))
+    steps = (output,) if isinstance(output, str) else output
+    return Run(index, tuple(Exchange(f"q{step}", 0, text, "m", None, "stop", 1, 1) for step, text in enumerate(steps)))
+
+
+def result(*experiments, verdict="nondeterministic", reason="2 unique of 5 (4/1), max_unique=1", **more):
+    counts = (5,) if experiments else ()
+    return TestResult("test_it.py::test", verdict, reason, 2, {}, experiments, **{"counts": counts, **more})
+
+
+def told(*experiments, **more):
+    return explain(result(*experiments, **more), NOW)
+
+
+def body(*experiments, **more):
+    """The lines about experiments, between reason and verdict."""
+    lines = told(*experiments, **more).splitlines()
+    return lines[2 : lines.index("verdict     nondeterministic") - 1]
+
+
+# Whole texts
+
+
+def test_one_experiment():
+    found = made(*["The capital is Paris."] * 3, "The capital is Lyon.", "The capital is Paris.")
+    text = told(
+        found, decided_by="max_unique=1 (default)", advice="see whether load matters: --determinism-load=solo,burst"
+    )
+    assert (
+        text
+        == """\
+2 unique of 5 (4/1), max_unique=1
+
+under burst: 2 unique of 5 runs, another call agrees at least 24.9 % of the time, at 95 %
+  4 × “The capital is Paris.”  (runs 0, 1, 2, 4)
+  1 × “The capital is Lyon.”  (run 3)
+  they part at character 15, after “The capital is ”
+    4 × “Paris.”
+    1 × “Lyon.”
+  5 calls live; seed 7
+
+verdict     nondeterministic
+decided by  max_unique=1 (default)
+try next    see whether load matters: --determinism-load=solo,burst"""
+    )
+
+
+def test_several_loads_tell_what_they_share_once():
+    shared = Finding("load-sensitive", "each load is stable by itself, but they answer differently")
+    solo = made(*["yes"] * 3, load="solo")
+    burst = made(*["no"] * 3, seed=8)
+    again = made(*["no"] * 3, attempt=1, live=0, cached=3, oldest=ago(hours=3), seed=9)
+    text = told(
+        replace(solo, findings=(shared,)),
+        replace(burst, findings=(Finding("truncated", "all 3 outputs hit the token limit"), shared)),
+        replace(again, findings=(Finding("truncated", "all 3 outputs hit the token limit"), shared)),
+        reason="2 unique of 9 (6/3), max_unique=1",
+    )
+    assert (
+        text
+        == """\
+2 unique of 9 (6/3), max_unique=1
+
+under solo: 1 unique of 3 runs, another call agrees at least 22.4 % of the time, at 95 %
+  3 × “yes”
+  3 calls live; seed 7
+  load-sensitive: each load is stable by itself, but they answer differently
+
+under burst: 1 unique of 3 runs, another call agrees at least 22.4 % of the time, at 95 %
+  3 × “no”
+  3 calls live; seed 8
+  truncated: all 3 outputs hit the token limit
+
+under burst, attempt 2: 1 unique of 3 runs, another call agrees at least 22.4 % of the time, at 95 %
+  3 × “no”
+  3 answers from the store (oldest 3 hours): a replay is no new evidence; seed 9
+
+verdict     nondeterministic"""
+    )
+
+
+def test_of_many_groups_and_branches_the_first_are_shown():
+    outputs = [f"Choose {word}." for word in "abcdefgh"]
+    assert body(made(*outputs, *["Choose a."] * 10)) == [
+        "under burst: 8 unique of 18 runs, another call agrees at least 36.4 % of the time, at 95 %",
+        "  11 × “Choose a.”",
+        "   1 × “Choose b.”  (run 1)",
+        "   1 × “Choose c.”  (run 2)",
+        "   1 × “Choose d.”  (run 3)",
+        "   1 × “Choose e.”  (run 4)",
+        "   1 × “Choose f.”  (run 5)",
+        "  … and 2 more groups",
+        "  they part at character 7, after “Choose ”",
+        "    11 × “a.”",
+        "    1 × “b.”",
+        "    1 × “c.”",
+        "    1 × “d.”",
+        "    1 × “e.”",
+        "    1 × “f.”",
+        "    … and 2 more",
+        "  18 calls live; seed 7",
+    ]
+
+
+def test_an_agent_is_told_by_the_step_at_which_its_runs_part():
+    found = made(("lookup(7)", "Refund it."), ("lookup(7)", "Refund half."), ("lookup(7)", "Refund it."))
+    assert body(found)[1:-1] == [
+        "  2 × “Refund it.”  (runs 0, 2)",
+        "  1 × “Refund half.”  (run 1)",
+        "  they part at step 2, character 7, after “Refund ”",
+        "    2 × “it.”",
+        "    1 × “half.”",
+    ]
+
+
+def test_groups_that_differ_from_the_start_are_not_shown_twice():
+    assert body(made(("a", "yes"), ("a", "no")))[1:-1] == [
+        "  1 × “yes”  (run 0)",
+        "  1 × “no”  (run 1)",
+        "  they part at step 2, character 0",
+    ]
+
+
+def test_values_that_are_recorded_have_steps_too():
+    runs = [Run(index, (), recorded=("refund", amount)) for index, amount in enumerate(("70 EUR", "75 EUR"))]
+    assert body(made(*runs, live=0))[1:] == [
+        "  1 × “70 EUR”  (run 0)",
+        "  1 × “75 EUR”  (run 1)",
+        "  they part at step 2, character 1, after “7”",
+        "    1 × “0 EUR”",
+        "    1 × “5 EUR”",
+        "  0 calls live; seed 7",
+    ]
+
+
+def test_one_recorded_value_has_no_step_however_many_calls_were_made():
+    runs = [replace(one_run(index, ("a", "b")), recorded=(text,)) for index, text in enumerate(("yes", "no"))]
+    assert len(made(*runs).steps) == 2
+    assert body(made(*runs))[1:-1] == [
+        "  1 × “yes”  (run 0)",
+        "  1 × “no”  (run 1)",
+        "  they part at character 0",
+    ]
+
+
+def test_an_output_that_ends_where_others_go_on():
+    assert body(made("yes", "yes, and more", "yes"))[3:6] == [
+        "  they part at character 3, after “yes”",
+        "    2 × (the output ends)",
+        "    1 × “, and more”",
+    ]
+
+
+def test_empty_outputs():
+    assert body(made("", "", "so"))[1:-1] == [
+        "  2 × “”  (runs 0, 1)",
+        "  1 × “so”  (run 2)",
+        "  they part at character 0",
+    ]
+    assert body(made("", ""))[1:-1] == ["  2 × “”"]
+
+
+def test_runs_of_a_group_are_named_when_they_are_few():
+    lines = body(made(*"abababababababababab", *"aaa"))
+    assert lines[1:3] == ["  13 × “a”", "  10 × “b”"]
+    lines = body(made(*"abababababababab"))
+    assert lines[1:3] == ["  8 × “a”  (runs 0, 2, 4, 6, 8, 10, 12, 14)", "  8 × “b”  (runs 1, 3, 5, 7, 9, 11, 13, 15)"]
+
+
+def test_errors_are_told_with_their_runs():
+    text = told(
+        made(ValueError("HTTP 500: busy"), ValueError("HTTP 429: slow"), ValueError("HTTP 500: busy")),
+        verdict="inconclusive",
+        reason="3 of 3 runs ended in an API error, max_errors=0: HTTP 500: busy",
+        counts=(),
+    )
+    assert (
+        text
+        == """\
+3 of 3 runs ended in an API error, max_errors=0: HTTP 500: busy
+
+under burst: 0 unique of 0 runs
+  HTTP 500: busy: runs 0, 2
+  HTTP 429: slow: run 1
+  3 calls live; seed 7
+
+verdict     inconclusive"""
+    )
+
+
+def test_a_refusal_before_any_run():
+    assert told(verdict="inconclusive", reason="refused") == "refused\n\nverdict     inconclusive"
+
+
+# Long and hostile texts
+
+
+def test_long_outputs_are_shown_where_they_part():
+    start = "so " * 2000
+    lines = body(made(*[f"{start}it is {city}{' then' * 900} and so on." for city in ("Paris", "Lyon")]))
+    so = "so " * 21
+    assert lines[1:-1] == [
+        "  1 × “…o so so so so so it is Paris then then then then then then then then t…”  (run 0)",
+        "  1 × “…o so so so so so it is Lyon then then then then then then then then th…”  (run 1)",
+        f"  they part at character 6006, after “…o {so}it is ”",
+        "    1 × “Paris then then then then then then then then then then then …”",
+        "    1 × “Lyon then then then then then then then then then then then …”",
+    ]
+    assert max(map(len, lines)) <= 111
+
+
+HOSTILE = [
+    "\x1b[2J\x1b]0;owned\x07",
+    "\x9b31m",
+    "a\nb\r\nc\u2028d\x85e\x0bf",
+    "\u202eevil\u2066\u200f",
+    "\x00\x08\x7f\u200b\ufeff",
+    "\ud83d",
+    "\U000e0041",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_outputs_do_not_reach_the_terminal(hostile):
+    lines = body(made(hostile, hostile + "x", "so " + hostile, ("a", hostile), ("a", hostile + " y")))
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_errors_and_requests_do_not_reach_the_terminal(hostile):
+    found = replace(
+        made("a", ValueError(f"HTTP 400: {hostile}")), findings=(Finding("prompt-varies", f"differ at {hostile}"),)
+    )
+    more = {"decided_by": f"compare={hostile} (default)", "advice": hostile}
+    hurt = result(found, verdict="inconclusive", reason=f"HTTP 400: {hostile}", **more)
+    text = explain(hurt, NOW)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert len(text.split("\n")) == 11
+    assert all(line.isprintable() for line in table([hurt, replace(hurt, counts=())], NOW))
+
+
+def test_what_is_hostile_is_shown_as_an_escape():
+    assert told(reason="HTTP 400: \x1b[31m\u202e\ud83d").splitlines()[0] == "HTTP 400: \\x1b[31m\\u202e\\ud83d"
+    assert body(made("\x1b[31mred\n", "b\\"))[1:3] == ["  1 × “\\x1b[31mred\\n”  (run 0)", "  1 × “b\\\\”  (run 1)"]
+
+
+def test_a_reason_of_several_lines_is_one_in_the_summary_of_pytest():
+    assert told(reason="HTTP 500: busy\nsorry").splitlines()[0] == "HTTP 500: busy\\nsorry"
+
+
+outputs = st.text(st.characters(), max_size=200) | st.text("a \n\x1b\u202e\ud800", max_size=300)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(outputs) | st.tuples(outputs, outputs), min_size=1, max_size=8))
+def test_no_output_at_all_reaches_the_terminal_raw_or_at_length(texts):
+    lines = body(made(*texts))
+    assert all(line.isprintable() for line in lines)
+    assert max(map(len, lines)) <= 130
+
+
+# Where answers came from
+
+
+@pytest.mark.parametrize(
+    ("live", "cached", "oldest", "text"),
+    [
+        (0, 0, None, "0 calls live"),
+        (1, 0, None, "1 call live"),
+        (30, 0, None, "30 calls live"),
+        (29, 1, ago(hours=3), "29 calls live, 1 answer from the store (oldest 3 hours)"),
+        (1, 29, None, "1 call live, 29 answers from the store"),
+        (0, 30, ago(days=2), "30 answers from the store (oldest 2 days): a replay is no new evidence"),
+        (0, 1, None, "1 answer from the store: a replay is no new evidence"),
+    ],
+)
+def test_where_answers_came_from(live, cached, oldest, text):
+    found = made("a", "a", live=live, cached=cached, oldest=oldest)
+    assert body(found)[-1] == f"  {text}; seed 7"
+    assert table([result(found)], NOW)[0].endswith(f"at 95 %; {text}")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"seconds": -90}, "0 seconds"),
+        ({"seconds": 0}, "0 seconds"),
+        ({"seconds": 1}, "1 second"),
+        ({"seconds": 1.9}, "1 second"),
+        ({"seconds": 59.9}, "59 seconds"),
+        ({"minutes": 1}, "1 minute"),
+        ({"minutes": 59, "seconds": 59}, "59 minutes"),
+        ({"hours": 1}, "1 hour"),
+        ({"hours": 23, "minutes": 59}, "23 hours"),
+        ({"days": 1}, "1 day"),
+        ({"days": 400}, "400 days"),
+    ],
+)
+def test_the_age_of_a_sample(more, text):
+    assert age(ago(**more), NOW) == text
+
+
+def test_the_age_of_a_sample_from_another_time_zone():
+    assert age("2026-01-02T12:30:00+02:00", NOW) == "1 hour"
+
+
+# The summary
+
+
+BOUND = "another call agrees at least"
+
+
+def test_the_table():
+    stable = made(*["a"] * 3, load="solo")
+    drawn = replace(
+        made("a", "b", "a"), findings=(Finding("sampling-on", "temperature is 1"), Finding("truncated", ""))
+    )
+    more = replace(made(*"aab", attempt=1, live=0, cached=3, oldest=ago(hours=1)), findings=drawn.findings[:1])
+    lines = table(
+        [
+            replace(result(stable, counts=(3,)), nodeid="a.py::test_a", verdict="passed", reason="1 unique of 3"),
+            result(drawn, more, counts=(4, 2), reason="2 unique of 6 (4/2), max_unique=1"),
+            replace(
+                result(made(ValueError("x")), counts=(), reason="1 of 1 runs ended\n in an API error: " + "x" * 200),
+                verdict="inconclusive",
+            ),
+        ],
+        NOW,
+    )
+    assert [line.partition("under ")[0] for line in lines] == [
+        "passed            a.py::test_a      1 unique of 3                      ",
+        "nondeterministic  test_it.py::test  2 unique of 6 (4/2), max_unique=1  ",
+        "inconclusive      test_it.py::test  1 of 1 runs ended in an API error: " + "x" * 200,
+    ]
+    assert [line.partition("under ")[2].split("; ") for line in lines] == [
+        ["solo", f"{BOUND} 22.4 % of the time, at 95 %", "3 calls live"],
+        [
+            "burst",
+            f"{BOUND} 2.5 % of the time, at 95 %",
+            "3 calls live",
+            "3 answers from the store (oldest 1 hour): a replay is no new evidence",
+            "sampling-on",
+            "truncated",
+        ],
+        [""],
+    ]
+
+
+def test_several_loads_share_one_line_with_the_lowest_bound():
+    found = result(made(*["a"] * 30, load="solo"), made(*["a"] * 3))
+    (line,) = table([found], NOW)
+    assert line.endswith(f"  under solo,burst; {BOUND} 22.4 % of the time, at 95 %; 30 calls live; 3 calls live")
+
+
+def test_the_table_of_no_results():
+    assert table([], NOW) == []
