@@ -51,8 +51,9 @@ class Project:
         environment = {"OPENAI_API_KEY": key}
         if url is not None:
             environment["OPENAI_BASE_URL"] = url
-        before = {name: os.environ.get(name) for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL")}
-        os.environ.pop("OPENAI_BASE_URL", None)
+        # On CI pytest does not cut its lines, and what is compared with them would depend on where the tests run.
+        names = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "CI", "BUILD_NUMBER")
+        before = {name: os.environ.pop(name, None) for name in names}
         os.environ.update(environment)
         try:
             return self.pytester.runpytest_subprocess(*QUIET, *arguments)
