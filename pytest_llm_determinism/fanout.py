@@ -56,9 +56,10 @@ class _Batch:
             enough = time.monotonic() > self._until or self.ask.call.key in self.ask.sampler._held
             return None if enough or self.refusal else run
 
+    def to_keep(self, received: Received) -> bool:
+        return received.broken is None and not self._cancelled
+
     def received(self, run: int, received: Received) -> None:
-        if received.broken is None and not self._cancelled:
-            received.known = self.ask.keep(run, received.sample)
         if run == self.ask.run.index:
             self.own = received
 
@@ -99,7 +100,9 @@ def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool, patience: f
         while (run := batch.next()) is not None:
             own = run == ask.run.index
             try:
-                batch.received(run, _call(ask, lambda own=own: send(own), stuck))  # type: ignore[misc]
+                received = _call(ask, lambda own=own: send(own), stuck)  # type: ignore[misc]
+                received.known = ask.keep(run, received.sample) if batch.to_keep(received) else None
+                batch.received(run, received)
             except BaseException as error:
                 batch.failed(run, error)
 
@@ -135,7 +138,9 @@ async def fetch_async(
         await anyio.sleep(delay)
         while (run := batch.next()) is not None:
             try:
-                batch.received(run, await _call_async(ask, send, run == ask.run.index))
+                received = await _call_async(ask, send, run == ask.run.index)
+                received.known = await ask.keep_async(run, received.sample) if batch.to_keep(received) else None
+                batch.received(run, received)
             except (Exception, Refusal) as error:
                 batch.failed(run, error)
 

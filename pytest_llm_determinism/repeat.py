@@ -11,9 +11,9 @@ from traceback import walk_tb
 from types import TracebackType
 
 from pytest_llm_determinism.analysis.compare import Comparison
-from pytest_llm_determinism.analysis.experiment import experiment
 from pytest_llm_determinism.analysis.findings import load_sensitive
 from pytest_llm_determinism.analysis.groups import Outcome, group, missing_calls, outcomes
+from pytest_llm_determinism.experiment import experiment
 from pytest_llm_determinism.observe import active, observing
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.results import CallCount, Experiment, TestResult

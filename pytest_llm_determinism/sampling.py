@@ -19,7 +19,7 @@ from typing import TypeVar
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.runs import Exchange, Run
 from pytest_llm_determinism.shapes import Answer, ModelCall, Unreadable, read_answer
-from pytest_llm_determinism.slots import Slots
+from pytest_llm_determinism.slots import Slots, finished
 from pytest_llm_determinism.store import Sample, SampleStore, sample_key
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class Sampler:
         self.random = random.Random(plan.seed)
         self.refusal: str | None = None
         self.requests: dict[str, str] = {}
-        self._store = store
+        self.store = store if plan.cache != "off" else None
         self._lock = threading.RLock()
         self._run: _Running | None = None
         self._shelves: dict[Place, _Shelf] = {}
@@ -222,9 +222,10 @@ class Sampler:
         start = asked.run.index
         if start >= shelf.read_up_to:
             stop = min(start + WINDOW, self.plan.runs)
-            if self._store is not None and self.plan.cache != "off":
-                keys = {self._key(asked.place, run): run for run in range(start, max(stop, start + 1))}
-                found = self._stored(lambda store: store.read(keys, self.plan.not_before))
+            store = self.store
+            if store is not None:
+                keys = {self.key(asked.place, run): run for run in range(start, max(stop, start + 1))}
+                found = self.guarded(lambda: store.read(keys, self.plan.not_before))
                 for key, sample in found.items():
                     try:
                         answer = read_answer(asked.call, sample.body, sample.content_type)
@@ -237,15 +238,16 @@ class Sampler:
             shelf.read_up_to = max(stop, start + 1)
         return shelf
 
-    def _stored(self, use: Callable[[SampleStore], T]) -> T:
-        assert self._store is not None
+    def guarded(self, use: Callable[[], T]) -> T:
+        """Use the store; a refusal is remembered, whatever the application makes of it."""
         try:
-            return use(self._store)
+            return use()
         except Refusal as refusal:
             self.refusal = str(refusal)
             raise
 
-    def _key(self, place: Place, run: int) -> str:
+    def key(self, place: Place, run: int) -> str:
+        """The key of a run's sample in the store."""
         return sample_key(place[0], self.plan.load, self.plan.attempt, place[1], run)
 
     def _exchange(self, place: Place, answer: Answer) -> Exchange:
@@ -328,11 +330,31 @@ class Ask:
 
     def sent(self) -> None:
         """A request goes out to the server."""
-        with self.sampler._lock:
-            self.sampler.calls.live += 1
+        sampler = self.sampler
+        with sampler._lock:
+            sampler.calls.live += 1
+            if sampler.calls.live == 1 and sampler.store is not None:
+                sampler.store.get_ready()
 
     def keep(self, run: int, sample: Sample) -> Known | None:
         """Keep what the server sent for a run; None for what is no answer, which is never kept."""
+        known = self._read(run, sample)
+        store = self.sampler.store
+        if known is not None and store is not None:
+            self.sampler.guarded(lambda: store.write(self.sampler.key(self.place, run), sample))
+        return known
+
+    async def keep_async(self, run: int, sample: Sample) -> Known | None:
+        """As `keep`, while the event loop goes on."""
+        known = self._read(run, sample)
+        store = self.sampler.store
+        if known is not None and store is not None:
+            writing = store.start_writing(self.sampler.key(self.place, run), sample)
+            await finished(writing)
+            self.sampler.guarded(lambda: store.result(writing))
+        return known
+
+    def _read(self, run: int, sample: Sample) -> Known | None:
         sampler = self.sampler
         if 400 <= sample.status < 500:
             # Too many requests, or one that is refused whoever sends it: more of the same helps nobody.
@@ -351,8 +373,6 @@ class Ask:
             if run != self.run.index:
                 shelf.known[run] = known
                 sampler._stocked.add(self.place)
-        if sampler._store is not None and sampler.plan.cache != "off":
-            sampler._stored(lambda store: store.write(sampler._key(self.place, run), sample))
         return known
 
     def concluded(self, received: Received) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 
@@ -73,6 +75,21 @@ class Slots:
                 return
         if granted():
             self.release()
+
+
+async def finished(future: Future[Any]) -> None:
+    """Wait for work of another thread without holding up the event loop; what came of it is not looked at."""
+    import anyio
+
+    ready = anyio.Event()
+    wake = _waker(ready.set)
+
+    def tell(_: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop of a waiter that was cancelled may be gone
+            wake()
+
+    future.add_done_callback(tell)
+    await ready.wait()
 
 
 def _waker(set_event: Callable[[], object]) -> Callable[[], None]:

@@ -8,7 +8,7 @@ import functools
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,10 @@ from pytest_llm_determinism.store.sample import Sample
 
 def _get(key: str, cache: Any) -> object:
     return cache.get(key, retry=True)
+
+
+def _import_all() -> None:
+    import pytest_llm_determinism.store.disk  # noqa: F401  # diskcache and sqlite3 come with it
 
 
 T = TypeVar("T")
@@ -54,12 +58,20 @@ class SampleStore:
         """The samples under these keys that arrived at `not_before` (seconds since the epoch) or later."""
         if self._cache is None and not (self.directory / "cache.db").exists():
             return {}
-        return self._work(lambda: self._read(list(keys), not_before))
+        return self.result(self._submit(lambda: self._read(list(keys), not_before)))
 
     def write(self, key: str, sample: Sample) -> None:
         """Keep a sample; when this returns it survives the end of the process."""
-        if self._writable:
-            self._work(lambda: self._write(key, sample))
+        self.result(self.start_writing(key, sample))
+
+    def start_writing(self, key: str, sample: Sample) -> Future[None]:
+        """Begin to keep a sample, for a caller whose event loop goes on meanwhile; `result` says what came of it."""
+        return self._submit(lambda: self._write(key, sample) if self._writable else None)
+
+    def get_ready(self) -> None:
+        """Import what writing needs, on the store's own thread and without waiting: while the first call is out."""
+        if self._writable and self._cache is None:
+            self._submit(_import_all)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -72,11 +84,19 @@ class SampleStore:
             self.notes.append(f"{self._damaged_rows} damaged samples in {self.directory} were not used")
             self._damaged_rows = 0
 
-    def _work(self, job: Callable[[], T]) -> T:
+    def _submit(self, job: Callable[[], T]) -> Future[T]:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="determinism-store")
+        return self._thread.submit(job)
+
+    def result(self, future: Future[T]) -> T:
+        """What came of work on the store.
+
+        Raises:
+            Refusal: the store cannot be used.
+        """
         try:
-            return self._thread.submit(job).result()
+            return future.result()
         except (OSError, sqlite3.Error) as error:
             raise Refusal(
                 f"the store in {self.directory} cannot be used: {error}; make it writable, choose another with"

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llm_determinism.analysis.compare import resolve
-from pytest_llm_determinism.analysis.experiment import experiment
 from pytest_llm_determinism.analysis.findings import Finding
 from pytest_llm_determinism.analysis.groups import outcomes
+from pytest_llm_determinism.experiment import experiment
 from pytest_llm_determinism.report.text import age, explain, table
 from pytest_llm_determinism.results import CallCount, TestResult
 from pytest_llm_determinism.runs import Exchange, Run
