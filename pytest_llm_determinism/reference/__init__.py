@@ -5,12 +5,17 @@ has shown that it can do both. Behind the HTTP routes stands a small transformer
 and an engine with continuous batching; nothing is scripted, so what differs, differs because of the
 arithmetic.
 
-    words    the vocabulary and the tokenizer
-    routing  which tokens reach which experts
-    model    the network and its two arithmetics
-    engine   the running batch: requests join and leave at every step
-    server   the HTTP routes
-    process  the server as a child process (standard library only)
+    words        the vocabulary and the tokenizer
+    routing      which tokens reach which experts
+    model        the network and its two arithmetics
+    engine       the running batch: requests join and leave at every step
+    questions    reading a request: what is asked, or the error that refuses it
+    answers      the answers on their way, and how they are shown
+    chat         chat completions
+    completions  completions
+    responses    responses
+    server       the HTTP routes
+    process      the server as a child process (standard library only)
 
 Importing this package costs nothing: numpy, starlette and uvicorn are imported by the modules that need them.
 """
