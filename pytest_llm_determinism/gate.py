@@ -101,10 +101,10 @@ def _heard(item: pytest.Item, result: TestResult) -> TestResult:
 
 def _conclude(repeater: Repeater, result: TestResult) -> None:
     """Raise what the test ends with, if it does not pass."""
-    text = explain(result, datetime.datetime.now(datetime.UTC))
+    text = "" if result.verdict == PASSED else explain(result, datetime.datetime.now(datetime.UTC))
     failures = sorted(repeater.failures.values(), key=lambda failure: _is_skip(failure.error))
     if failures and not _is_skip(failures[0].error):
-        raise _with_notes(failures, repeater.settings.runs, "" if result.verdict == PASSED else text)
+        raise _with_notes(failures, repeater.settings.runs, text)
     if result.verdict == NONDETERMINISTIC:
         raise Nondeterministic(text)
     if result.verdict != PASSED:

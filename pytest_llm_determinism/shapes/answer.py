@@ -72,7 +72,9 @@ class Choice:
     finish_reason: str | None = None
 
     def output(self) -> str:
-        lines = [self.text] if self.text or not (self.refusal or self.tool_calls) else []
+        if not (self.refusal or self.tool_calls):
+            return self.text
+        lines = [self.text] if self.text else []
         if self.refusal:
             lines.append(f"[refusal] {self.refusal}")
         lines.extend(f"[tool call] {call.name}({call.arguments})" for call in self.tool_calls)
@@ -108,6 +110,8 @@ _HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 def _whole(text: str) -> str:
     """The text with characters in one piece that a stream cut into UTF-16 halves."""
+    if text.isascii():
+        return text
     return _HALVES.sub(lambda found: found[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
