@@ -38,12 +38,7 @@ class _Batch:
         self._until = time.monotonic() + min(PATIENCE, patience / 2)
         self._cancelled = False
         self._lock = threading.Lock()
-        count = min(ask.sampler.plan.concurrency, len(self._queue))
-        seconds = ask.seconds
-        with ask.sampler._lock:
-            # Starts spread over the time one call takes: the server's batch then grows and shrinks under way, while
-            # requests in lockstep would share every batch and hide what they should show.
-            self.delays = [ask.sampler.random.uniform(0, seconds) if ahead else 0.0 for _ in range(count)]
+        self.delays = ask.starts(min(ask.sampler.plan.concurrency, len(self._queue))) if ahead else [0.0]
 
     def next(self) -> int | None:
         """The next run to ask for; nothing more once fetching ahead proved harmful."""
@@ -53,7 +48,7 @@ class _Batch:
             run = self._queue.popleft()
             if run == self.ask.run.index:
                 return run
-            enough = time.monotonic() > self._until or self.ask.call.key in self.ask.sampler._held
+            enough = time.monotonic() > self._until or self.ask.held
             return None if enough or self.refusal else run
 
     def to_keep(self, received: Received) -> bool:

@@ -18,9 +18,7 @@ from pytest_llm_determinism.report.text import explain
 from pytest_llm_determinism.results import TestResult
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Settings
-from pytest_llm_determinism.verdict import NONDETERMINISTIC, PASSED
-
-VERDICTS = ("passed", "nondeterministic", "inconclusive")
+from pytest_llm_determinism.verdict import NONDETERMINISTIC, PASSED, VERDICTS
 
 
 @contextlib.contextmanager

@@ -89,13 +89,14 @@ class LLM:
         **parameters: Any,
     ) -> Reply:
         body = self._body(prompt, model, api, temperature, parameters)
+        call = self._call(api, body)
         with self._observed() as sampler:
-            known = self._known(sampler, api, body)
+            known = self._known(sampler, call)
             if known is not None:
                 return known
             with _temperature_advice():
                 content = self._sync_client().post(_PATHS[api], cast_to=object, body=body)
-            return Reply.of(self._call(api, body).family.read(content))
+            return Reply.of(call.family.read(content))
 
     async def ask_async(
         self,
@@ -108,13 +109,14 @@ class LLM:
     ) -> Reply:
         """As calling the fixture, without blocking the event loop."""
         body = self._body(prompt, model, api, temperature, parameters)
+        call = self._call(api, body)
         with self._observed() as sampler:
-            known = self._known(sampler, api, body)
+            known = self._known(sampler, call)
             if known is not None:
                 return known
             with _temperature_advice():
                 content = await self._post_async(_PATHS[api], body)
-            return Reply.of(self._call(api, body).family.read(content))
+            return Reply.of(call.family.read(content))
 
     def close(self) -> None:
         """Close the client that was opened for the test."""
@@ -163,10 +165,9 @@ class LLM:
         with observing(self._alone):
             yield self._alone
 
-    def _known(self, sampler: Sampler, api: Api, body: dict[str, Any]) -> Reply | None:
+    def _known(self, sampler: Sampler, call: ModelCall) -> Reply | None:
         if self._make_client is not None:
             return None  # only that client knows its address; the seam finds the sample
-        call = self._call(api, body)
         ask = sampler.ask(call)
         if ask is None:
             return None

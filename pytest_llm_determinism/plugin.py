@@ -16,7 +16,6 @@ from pytest_llm_determinism import marker
 from pytest_llm_determinism.collected import Collected
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import (
-    NUMBERS,
     TABLE,
     Setting,
     SettingError,
@@ -69,7 +68,7 @@ def _ini_type(setting: Setting) -> Any:
         return "string"
     if isinstance(setting.default, bool):
         return bool | str
-    return int | float | str if setting.name in NUMBERS else str
+    return int | float | str if setting.number else str
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:

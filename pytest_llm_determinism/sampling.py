@@ -269,7 +269,6 @@ class Ask:
 
     Attributes:
         known: its sample, if it need not be asked.
-        seconds: how long a call for this request takes, if one was seen.
     """
 
     def __init__(self, sampler: Sampler, call: ModelCall, place: Place, run: _Running) -> None:
@@ -281,9 +280,21 @@ class Ask:
         # What this run had been told when it asked: runs that had been told the same will ask the same.
         self._told = {place: exchange.output for place, exchange in run.finished.items()}
 
+    def starts(self, count: int) -> list[float]:
+        """Seconds to wait before each of `count` calls that are made together.
+
+        They are spread over the time one call takes: the server's batch then grows and shrinks under way, while
+        requests in lockstep would share every batch and hide what they should show.
+        """
+        sampler = self.sampler
+        with sampler._lock:
+            seconds = sampler._shelves[self.place].seconds or 0.0
+            return [sampler.random.uniform(0, seconds) for _ in range(count)]
+
     @property
-    def seconds(self) -> float:
-        return self.sampler._shelves[self.place].seconds or 0.0
+    def held(self) -> bool:
+        """Whether fetching ahead for this request proved harmful."""
+        return self.call.key in self.sampler._held
 
     def ahead(self) -> list[int]:
         """The later runs that will certainly ask the same and whose samples are not at hand.
@@ -294,7 +305,7 @@ class Ask:
         sampler = self.sampler
         with sampler._lock:
             plan = sampler.plan
-            if plan.concurrency == 1 or self.call.key in sampler._held:
+            if plan.concurrency == 1 or self.held:
                 return []
             alike, asked = self._earlier_runs()
             if 2 * asked <= alike:

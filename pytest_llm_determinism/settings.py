@@ -36,9 +36,10 @@ class Setting:
             raises `ValueError` with the reason.
         marker: whether the marker takes it as a keyword.
         several: whether it has several values.
+        number: whether its values are numbers, if it has one.
     """
 
-    __slots__ = ("default", "flag", "help", "ini", "marker", "metavar", "name", "parse", "several")
+    __slots__ = ("default", "flag", "help", "ini", "marker", "metavar", "name", "number", "parse", "several")
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Setting:
         help: str,
         marker: bool = True,
         several: bool = False,
+        number: bool = False,
     ) -> None:
         self.name = name
         self.default = default
@@ -57,6 +59,7 @@ class Setting:
         self.help = help
         self.marker = marker
         self.several = several
+        self.number = number
         self.flag = "--determinism-" + name.replace("_", "-")
         self.ini = "determinism_" + name
 
@@ -112,11 +115,9 @@ def shown(value: object) -> str:
 
 
 def _jsonable(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
     if isinstance(value, Duration):
         return value.text
-    if isinstance(value, float):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, tuple):
         return [_jsonable(part) for part in value]
@@ -293,13 +294,21 @@ TABLE: dict[str, Setting] = {
             "off: marked bodies run once, unobserved, and the summary says how many tests were not gated",
             marker=False,
         ),
-        Setting("runs", 30, _whole(2, "a gate needs at least 2 runs; write 2 or more"), "K", "runs of each body"),
+        Setting(
+            "runs",
+            30,
+            _whole(2, "a gate needs at least 2 runs; write 2 or more"),
+            "K",
+            "runs of each body",
+            number=True,
+        ),
         Setting(
             "attempts",
             1,
             _whole(1, "write 1 or more"),
             "N",
             "independent repetitions of the runs; the worst counts",
+            number=True,
         ),
         Setting(
             "max_unique",
@@ -307,6 +316,7 @@ TABLE: dict[str, Setting] = {
             _whole(1, "at least one output is always there; write 1 or more"),
             "N",
             "more different outputs than this fail the test",
+            number=True,
         ),
         Setting(
             "min_agreement",
@@ -314,6 +324,7 @@ TABLE: dict[str, Setting] = {
             _or_none(_number("write a share above 0 and at most 1, such as 0.95", lambda x: 0 < x <= 1)),
             "SHARE",
             "fail when a smaller share of the runs is in the largest group",
+            number=True,
         ),
         Setting(
             "confidence",
@@ -321,6 +332,7 @@ TABLE: dict[str, Setting] = {
             _or_none(_number("write a level between 0 and 1, such as 0.95", lambda x: 0 < x < 1)),
             "LEVEL",
             "min_agreement must hold for the lower bound at this confidence, not only for the runs seen",
+            number=True,
         ),
         Setting(
             "max_errors",
@@ -328,6 +340,7 @@ TABLE: dict[str, Setting] = {
             _whole(0, "write 0 or more"),
             "N",
             "runs that may end in an API error and still give a verdict",
+            number=True,
         ),
         Setting(
             "compare",
@@ -351,6 +364,7 @@ TABLE: dict[str, Setting] = {
             _whole(1, "write 1 or more"),
             "N",
             "calls in flight for the whole session, divided among xdist workers",
+            number=True,
         ),
         Setting("fail_fast", False, _on_off, "on|off", "stop sampling as soon as the gate cannot pass any more"),
         Setting(
@@ -378,6 +392,7 @@ TABLE: dict[str, Setting] = {
             "T",
             "temperature of the llm fixture; none leaves it out of the request",
             marker=False,
+            number=True,
         ),
         Setting(
             "cache",
@@ -414,21 +429,6 @@ TABLE: dict[str, Setting] = {
         ),
     )
 }
-
-
-NUMBERS = frozenset(
-    (
-        "runs",
-        "attempts",
-        "max_unique",
-        "min_agreement",
-        "confidence",
-        "max_errors",
-        "concurrency",
-        "temperature",
-    )
-)
-"""Settings whose values are numbers, if they have one."""
 
 
 def parse(setting: Setting, given: object, where: str) -> Any:

@@ -18,6 +18,7 @@ TEMPERATURE_ADVICE = (
 PASSED = "passed"
 NONDETERMINISTIC = "nondeterministic"
 INCONCLUSIVE = "inconclusive"
+VERDICTS = (PASSED, NONDETERMINISTIC, INCONCLUSIVE)
 
 
 @dataclass(frozen=True, slots=True)

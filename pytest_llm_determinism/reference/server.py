@@ -8,7 +8,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,6 +25,16 @@ from .model import CONTEXT, DEFAULT_CAPACITY_FACTOR
 from .questions import ApiError, Body, Question, read_body, wrong
 
 __all__ = ["create_app", "serve"]
+
+
+class _Api(Protocol):
+    """What the modules of the two completion APIs offer."""
+
+    def read(self, body: Body) -> Question: ...
+
+    def whole(self, question: Question, generations: Sequence[Generation], fingerprint: str) -> Body: ...
+
+    def stream(self, question: Question, answers: Answers, fingerprint: str) -> AsyncIterator[str]: ...
 
 
 def create_app(capacity_factor: float = DEFAULT_CAPACITY_FACTOR) -> Starlette:
@@ -86,27 +97,19 @@ def create_app(capacity_factor: float = DEFAULT_CAPACITY_FACTOR) -> Starlette:
                 return Response(status_code=499)
             return JSONResponse(whole(answers.generations))
 
-    async def answer_chat(request: Request) -> Response:
-        _, question, engine = await asked(request, chat.read)
-        fingerprint = models.fingerprint(question.model)
-        return await reply(
-            request,
-            question,
-            engine,
-            lambda generations: chat.whole(question, generations, fingerprint),
-            lambda answers: chat.stream(question, answers, fingerprint),
-        )
+    def answering(api: _Api) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            _, question, engine = await asked(request, api.read)
+            fingerprint = models.fingerprint(question.model)
+            return await reply(
+                request,
+                question,
+                engine,
+                lambda generations: api.whole(question, generations, fingerprint),
+                lambda answers: api.stream(question, answers, fingerprint),
+            )
 
-    async def answer_completion(request: Request) -> Response:
-        _, question, engine = await asked(request, completions.read)
-        fingerprint = models.fingerprint(question.model)
-        return await reply(
-            request,
-            question,
-            engine,
-            lambda generations: completions.whole(question, generations, fingerprint),
-            lambda answers: completions.stream(question, answers, fingerprint),
-        )
+        return answer
 
     async def answer_response(request: Request) -> Response:
         body, question, engine = await asked(request, responses.read)
@@ -151,8 +154,8 @@ def create_app(capacity_factor: float = DEFAULT_CAPACITY_FACTOR) -> Starlette:
         routes=[
             Route("/v1/models", list_models),
             Route("/v1/models/{name}", one_model),
-            Route("/v1/chat/completions", answer_chat, methods=["POST"]),
-            Route("/v1/completions", answer_completion, methods=["POST"]),
+            Route("/v1/chat/completions", answering(chat), methods=["POST"]),
+            Route("/v1/completions", answering(completions), methods=["POST"]),
             Route("/v1/responses", answer_response, methods=["POST"]),
         ],
         exception_handlers={ApiError: refused, HTTPException: no_route},
