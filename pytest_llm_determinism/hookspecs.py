@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_llm_determinism.results import Experiment
+    from pytest_llm_determinism.shapes.hooked import HTTPExchange
 
 
 @pytest.hookspec(firstresult=True)
@@ -17,6 +18,17 @@ def pytest_determinism_client(config: pytest.Config) -> Any:
 
     Called once a test, when it first uses `llm`; the first plugin that returns a client wins. The client is the
     plugin's own to close.
+    """
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_determinism_output(exchange: HTTPExchange) -> str | None:
+    """Read the output of an API that the plugin does not know: return it as text, or None for every other request.
+
+    Called for each POST of a run that is no known model call: once before it is sent, when reading anything of the
+    response (``exchange.body``, ``.text``, ``.json()``, ``.content_type``) tells that the request is a model call, and
+    once for each response. So look at ``exchange.url`` or ``exchange.request_json()`` first, and return None for what
+    is not yours. Calls come from any thread.
     """
 
 

@@ -179,7 +179,7 @@ class LLM:
 
     def _call(self, api: Api, body: dict[str, Any]) -> ModelCall:
         url = (os.environ.get("OPENAI_BASE_URL") or _DEFAULT_BASE_URL).rstrip("/") + _PATHS[api]
-        call = recognise("POST", url, json.dumps(body).encode(), self._session.endpoint.origins)
+        call = recognise("POST", url, json.dumps(body).encode(), self._session.rules(self._settings))
         if call is None:
             raise ValueError(f"not a question the {api} API knows: {sorted(body)}")
         return call

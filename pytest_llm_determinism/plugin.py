@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_llm_determinism.fixtures import Determinism
     from pytest_llm_determinism.llm import LLM
     from pytest_llm_determinism.settings import Settings
+    from pytest_llm_determinism.shapes.hooked import Hook
 
 SESSION = pytest.StashKey[Session]()
 COLLECTED = pytest.StashKey[Collected]()
@@ -62,6 +63,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def _ini_type(setting: Setting) -> Any:
     """How pytest reads a setting from a configuration file. Native TOML is not coerced, so numbers and switches
     may also be written as such where pytest knows options of several types."""
+    if setting.name == "override":
+        return "linelist"  # JSON has quotes, which "args" would take away
     if setting.several:
         return "args"
     if pytest.version_tuple < (9, 2):
@@ -100,8 +103,14 @@ def _session(config: pytest.Config) -> Session:
     ini = {name: config.getini(setting.ini) for name, setting in TABLE.items()}
     cli, file = from_text(flags, ini, config.inipath.name if config.inipath else "an -o option")
     session = Session(cli, file, config.rootpath, _company(getattr(config, "workerinput", None)))
+    session.output = lambda: _output_hook(config)
     _check_given(config, session)
     return session
+
+
+def _output_hook(config: pytest.Config) -> Hook | None:
+    hook = config.hook.pytest_determinism_output
+    return (lambda exchange: hook(exchange=exchange)) if hook.get_hookimpls() else None
 
 
 def _company(worker: dict[str, Any] | None) -> Company | None:

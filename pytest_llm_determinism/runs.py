@@ -13,6 +13,7 @@ class Exchange:
         request: key of the canonical request.
         occurrence: 0 for the first time this request was sent in the run, 1 for the second, …
         output: what the answer is compared by.
+        reasoning: what the model thought aloud; not compared.
     """
 
     request: str
@@ -23,6 +24,12 @@ class Exchange:
     finish_reason: str | None
     input_tokens: int | None
     output_tokens: int | None
+    reasoning: str = ""
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """What the application was told: what it asks next may depend on the reasoning, too."""
+        return self.output, self.reasoning
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ it is known, else the runs to fetch it for.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import random
 import threading
@@ -14,11 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.runs import Exchange, Run
-from pytest_llm_determinism.shapes import Answer, ModelCall, Unreadable, read_answer
+from pytest_llm_determinism.shapes import Answer, ModelCall, NotAModelCall, Rules, Unreadable, read_answer
 from pytest_llm_determinism.slots import Slots, finished
 from pytest_llm_determinism.store import Sample, SampleStore, sample_key
 
@@ -33,8 +34,11 @@ KEPT_REQUESTS = 64
 Place = tuple[str, int]
 """A request's key and occurrence: what identifies an exchange within its run."""
 
-Trace = tuple[tuple[Place, str], ...]
-"""The places a run asked, with the outputs it got."""
+Told = tuple[str, str]
+"""Output and reasoning of an answer."""
+
+Trace = tuple[tuple[Place, Told], ...]
+"""The places a run asked, with what it was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Plan:
         batch: most runs fetched ahead at once.
         cache: ``auto``, ``refresh``, ``replay`` or ``off``.
         not_before: samples that arrived earlier (seconds since the epoch) are asked again.
-        origins: see `shapes.recognise`.
+        rules: what requests are model calls, and what identifies one.
         seed: of the starts' spread.
     """
 
@@ -58,7 +62,7 @@ class Plan:
     not_before: float
     seed: int
     batch: int = WINDOW
-    origins: Mapping[str, str] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(slots=True)
@@ -118,6 +122,8 @@ class _Running:
     finished: dict[Place, Exchange] = field(default_factory=dict)
     failures: dict[Place, str] = field(default_factory=dict)
     recorded: list[str] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+    """The provider's names of the answers it got → what made them: the question's key and what was told."""
 
 
 class Sampler:
@@ -179,6 +185,9 @@ class Sampler:
     def ask(self, call: ModelCall) -> Ask | None:
         """A request of the active run; None when no run is active in this process.
 
+        Which conversation a request goes on with, where the provider keeps that and the request only names it, is told
+        by what led to it: the name itself is another in every run.
+
         Raises:
             Refusal: its sample is not known and may not be asked for.
         """
@@ -188,6 +197,9 @@ class Sampler:
             running = self._run
             if running is None:
                 return None
+            recognised = call.key
+            if call.previous is not None:
+                call = call.after(running.answers.get(call.previous, call.previous))
             occurrence = 0
             while (call.key, occurrence) in running.busy or (call.key, occurrence) in running.finished:
                 occurrence += 1
@@ -197,7 +209,7 @@ class Sampler:
                 running.started.append(place)
             if len(self.requests) < KEPT_REQUESTS:
                 self.requests.setdefault(call.key, call.canonical)
-            asked = Ask(self, call, place, running)
+            asked = Ask(self, call, place, running, recognised)
             try:
                 shelf = self._shelf(asked)
                 known = shelf.known.pop(running.index, None)
@@ -212,7 +224,7 @@ class Sampler:
             asked.known = known
             return asked
 
-    def refuse(self, message: str) -> None:
+    def refuse(self, message: str) -> NoReturn:
         self.refusal = message
         raise Refusal(message)
 
@@ -260,6 +272,7 @@ class Sampler:
             answer.finish_reason,
             answer.input_tokens,
             answer.output_tokens,
+            self._texts.setdefault(answer.reasoning, answer.reasoning),
         )
         return self._exchanges.setdefault(made, made)
 
@@ -269,16 +282,19 @@ class Ask:
 
     Attributes:
         known: its sample, if it need not be asked.
+        recognised: the call's key by the request alone.
     """
 
-    def __init__(self, sampler: Sampler, call: ModelCall, place: Place, run: _Running) -> None:
+    def __init__(self, sampler: Sampler, call: ModelCall, place: Place, run: _Running, recognised: str) -> None:
         self.sampler = sampler
         self.call = call
         self.place = place
         self.run = run
+        self.recognised = recognised
         self.known: Known | None = None
+        self._is_call = True
         # What this run had been told when it asked: runs that had been told the same will ask the same.
-        self._told = {place: exchange.output for place, exchange in run.finished.items()}
+        self._told = {place: exchange.told for place, exchange in run.finished.items()}
 
     def starts(self, count: int) -> list[float]:
         """Seconds to wait before each of `count` calls that are made together.
@@ -326,16 +342,16 @@ class Ask:
         alike = asked = 0
         for trace, count in traces.items():
             told = dict(trace)
-            if all(told.get(place) == output for place, output in self._told.items()):
+            if all(told.get(place) == heard for place, heard in self._told.items()):
                 alike += count
                 asked += count if self.place in told else 0
         return alike, asked
 
     def _will_be_told_the_same(self, run: int) -> bool:
-        for place, output in self._told.items():
+        for place, heard in self._told.items():
             shelf = self.sampler._shelves.get(place)
             known = shelf.known.get(run) if shelf else None
-            if known is None or known.exchange.output != output:
+            if known is None or known.exchange.told != heard:
                 return False
         return True
 
@@ -375,6 +391,9 @@ class Ask:
             return None
         try:
             answer = read_answer(self.call, sample.body, sample.content_type)
+        except NotAModelCall:
+            self._is_call = False
+            return None
         except Unreadable:
             return None
         with sampler._lock:
@@ -390,6 +409,8 @@ class Ask:
         """The run gets this response."""
         if received.broken is not None:
             self.failed(f"{type(received.broken).__name__}: {received.broken}")
+        elif not self._is_call:
+            self.abandoned()
         elif received.known is None:
             self.failed(_reason(received.sample))
         else:
@@ -402,6 +423,8 @@ class Ask:
                 calls.cached += 1
                 calls.oldest = min(known.sample.at, calls.oldest or known.sample.at)
             self.run.finished[self.place] = known.exchange
+            if known.answer.id is not None:
+                self.run.answers[known.answer.id] = f"{self.place[0]} {json.dumps(known.exchange.told)}"
             self.run.busy.discard(self.place)
             self.run.failures.pop(self.place, None)
 
@@ -412,13 +435,13 @@ class Ask:
             self.run.failures[self.place] = reason
 
     def abandoned(self) -> None:
-        """The call was cancelled or refused: neither an answer nor an API error."""
+        """The call was cancelled or refused, or was none: neither an answer nor an API error."""
         with self.sampler._lock:
             self.run.busy.discard(self.place)
 
 
 def _trace(finished: Mapping[Place, Exchange]) -> Trace:
-    return tuple((place, exchange.output) for place, exchange in finished.items())
+    return tuple((place, exchange.told) for place, exchange in finished.items())
 
 
 def _reason(sample: Sample) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pytest_llm_determinism.analysis.compare import Comparison
     from pytest_llm_determinism.company import Company
     from pytest_llm_determinism.sampling import Plan
+    from pytest_llm_determinism.shapes import Rules
+    from pytest_llm_determinism.shapes.hooked import Hook
     from pytest_llm_determinism.store import SampleStore
 
 
@@ -27,6 +29,7 @@ class Session:
         root: what relative paths of settings are relative to.
         company: the other workers of the session, if there are any.
         comparisons: named comparisons that plugins add; None until they were asked.
+        output: gives what plugins know of APIs that we do not, if they know any.
         started_at: seconds since the epoch; under ``cache=refresh`` only newer samples count, so a test that is run
             again in the same session meets the same samples.
     """
@@ -39,6 +42,7 @@ class Session:
         self.root = root
         self.company = company
         self.comparisons: Mapping[str, Callable[[str], object]] | None = None
+        self.output: Callable[[], Hook | None] = lambda: None
         self.endpoint = Endpoint()
         self.started_at = time.time()
         self._store: SampleStore | None = None
@@ -91,8 +95,14 @@ class Session:
             seed=seed,
             # Under fail_fast what is fetched beyond the run that decides is wasted.
             batch=concurrency if settings.fail_fast else WINDOW,
-            origins=self.endpoint.origins,
+            rules=self.rules(settings),
         )
+
+    def rules(self, settings: Settings) -> Rules:
+        """What requests are model calls, and what identifies one."""
+        from pytest_llm_determinism.shapes import Rules
+
+        return Rules(self.endpoint.origins, settings.ignore or (), settings.override or {}, self.output())
 
     def admitted(self, settings: Settings, load: str) -> contextlib.AbstractContextManager[None]:
         """Hold the other workers off as far as an experiment under this load needs."""

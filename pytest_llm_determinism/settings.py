@@ -107,7 +107,9 @@ def shown(value: object) -> str:
         return "on" if value else "off"
     if isinstance(value, tuple):
         return ",".join(shown(part) for part in value)
-    if isinstance(value, Duration):
+    if isinstance(value, Override):
+        return ", ".join(value.pairs())
+    if isinstance(value, (Duration, Rate)):
         return value.text
     if callable(value):
         return f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', repr(value))}"
@@ -115,8 +117,10 @@ def shown(value: object) -> str:
 
 
 def _jsonable(value: object) -> object:
-    if isinstance(value, Duration):
+    if isinstance(value, (Duration, Rate)):
         return value.text
+    if isinstance(value, Override):
+        return value.pairs()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, tuple):
@@ -133,6 +137,27 @@ class Duration(float):
         made = super().__new__(cls, seconds)
         made.text = text
         return made
+
+
+class Rate(float):
+    """Calls a second, remembering how they were written."""
+
+    text: str
+
+    def __new__(cls, per_second: float, text: str) -> Rate:
+        made = super().__new__(cls, per_second)
+        made.text = text
+        return made
+
+
+class Override(dict[str, Any]):
+    """Values set in the body of every observed request, by dotted path."""
+
+    def pairs(self) -> list[str]:
+        """``NAME=JSON``, as one writes it in a flag."""
+        import json
+
+        return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in self.items()]
 
 
 # Parsers. Each raises ValueError with the rule; the caller adds the value, the source and the test.
@@ -267,6 +292,78 @@ def _duration(given: object) -> Duration:
     return Duration(float(found[1]) * _SECONDS[found[2]], given.strip())
 
 
+def _rate(given: object) -> Rate:
+    rule = "write calls per time, such as 2/s, 50/min or 1000/h, or none"
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|sec|m|min|h|d)", given.strip()) if isinstance(given, str) else None
+    if found is None or float(found[1]) == 0:
+        raise ValueError(rule)
+    assert isinstance(given, str)
+    return Rate(float(found[1]) / _SECONDS[found[2][0]], given.strip())
+
+
+def _override(given: object) -> Override:
+    rule = 'write NAME=JSON, such as temperature=0, seed=7 or model=gpt-4o (in a marker also a dict: {"seed": 7})'
+    if isinstance(given, Mapping):
+        pairs = list(given.items())
+    else:
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, (list, tuple)) or not texts:
+            raise ValueError(rule)
+        pairs = [_pair(text, rule) for text in texts]
+    made = Override()
+    for name, value in pairs:
+        if not isinstance(name, str) or not re.fullmatch(r"[^\s.=]+(\.[^\s.=]+)*", name):
+            raise ValueError(rule)
+        if name == "stream":
+            raise ValueError("stream cannot be overridden: the application reads what it asked for")
+        if name in made:
+            raise ValueError(f"{name} is given twice")
+        made[name] = _plain_json(value, rule)
+    if not made:
+        raise ValueError(rule)
+    return made
+
+
+def _pair(text: object, rule: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=") if isinstance(text, str) else ("", "", "")
+    if not equals:
+        raise ValueError(rule)
+    import json
+
+    try:
+        return name.strip(), json.loads(value)
+    except (ValueError, RecursionError):
+        return name.strip(), value.strip()
+
+
+def _plain_json(value: object, rule: str) -> object:
+    """The value as a request carries it."""
+    import json
+
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(rule) from None
+
+
+QUESTION_FIELDS = ("messages", "prompt", "input", "inputs", "contents", "model", "message")
+
+
+def _ignore(given: object) -> tuple[str, ...]:
+    rule = "write paths in request bodies, such as metadata.trace_id, user or messages[0].name"
+    from pytest_llm_determinism.shapes.request import path_steps
+
+    paths = _words(given)
+    for path in paths:
+        try:
+            path_steps(path)
+        except ValueError:
+            raise ValueError(rule) from None
+        if path.removeprefix("$.") in QUESTION_FIELDS:
+            raise ValueError(f"{path} is the question itself; {rule}")
+    return tuple(paths)
+
+
 def _directory(given: object) -> str:
     if isinstance(given, (str, os.PathLike)) and str(given).strip():
         return str(given).strip()
@@ -366,6 +463,14 @@ TABLE: dict[str, Setting] = {
             "calls in flight for the whole session, divided among xdist workers",
             number=True,
         ),
+        Setting(
+            "rate",
+            None,
+            _or_none(_rate),
+            "CALLS/TIME",
+            "live calls started per time, for the whole session: 2/s, 50/min",
+            marker=False,
+        ),
         Setting("fail_fast", False, _on_off, "on|off", "stop sampling as soon as the gate cannot pass any more"),
         Setting(
             "endpoint",
@@ -395,6 +500,23 @@ TABLE: dict[str, Setting] = {
             number=True,
         ),
         Setting(
+            "override",
+            None,
+            _or_none(_override),
+            "NAME=JSON",
+            "set in the body of every observed request, such as temperature=0, seed=7 or model=gpt-4o (JSON, else a"
+            " string); may be given several times",
+            several=True,
+        ),
+        Setting(
+            "ignore",
+            None,
+            _or_none(_ignore),
+            "PATH",
+            "paths in request bodies that are no part of the question, such as metadata.trace_id; still sent",
+            several=True,
+        ),
+        Setting(
             "cache",
             "auto",
             _one_of(CACHE_MODES),
@@ -417,6 +539,15 @@ TABLE: dict[str, Setting] = {
             "AGE",
             "older samples are asked again (not under replay): 12h, 7d, none",
             marker=False,
+        ),
+        Setting(
+            "max_calls",
+            None,
+            _or_none(_whole(0, "write 0 or more, or none")),
+            "N",
+            "live calls the session may make; tests that need more end inconclusive, and the next session goes on",
+            marker=False,
+            number=True,
         ),
         Setting(
             "report",

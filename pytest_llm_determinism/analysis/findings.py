@@ -59,15 +59,15 @@ def load_sensitive(unique: Mapping[str, int], unique_over_all: int) -> Finding |
 
 def _prompt_varies(items: Sequence[Outcome], requests: Mapping[str, str]) -> Finding | None:
     """Runs that had been told the same so far, and then asked different things."""
-    asked: dict[tuple[str, ...], dict[str, int]] = {}
+    asked: dict[tuple[tuple[str, str], ...], dict[str, int]] = {}
     for item in items:
-        told: tuple[str, ...] = ()
+        told: tuple[tuple[str, str], ...] = ()
         for exchange in item.slots:
             if exchange is None:
                 break
             counts = asked.setdefault(told, {})
             counts[exchange.request] = counts.get(exchange.request, 0) + 1
-            told = (*told, exchange.output)
+            told = (*told, exchange.told)
     for told, counts in sorted(asked.items(), key=lambda entry: len(entry[0])):
         if len(counts) < 2:
             continue

@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Iterator
 
 from pytest_llm_determinism.observe import active, httpx_seam
+from pytest_llm_determinism.observe.patching import installed
 from pytest_llm_determinism.sampling import Sampler
 
 __all__ = ["observing"]
+
+SEAMS = (httpx_seam.SEAM,)
 
 
 @contextlib.contextmanager
@@ -18,7 +21,7 @@ def observing(sampler: Sampler) -> Iterator[None]:
     active.sampler = sampler
     try:
         if outer is None:
-            with httpx_seam.installed():
+            with installed(SEAMS):
                 yield
         else:
             yield

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +29,13 @@ class Answer:
     """One response.
 
     Attributes:
-        output: what runs are compared by: the text, then tool calls by name and arguments.
+        output: what runs are compared by: the text, then refusal, audio and images (by hash), tool calls by name and
+            arguments.
         text: the text alone.
         finish_reason: as the provider names it; several choices are joined by commas.
         input_tokens, output_tokens: as the provider counts them, None where it does not.
+        reasoning: what the model thought aloud; no part of the output.
+        id: the provider's name for this answer, by which a later request may refer to it.
         raw: the response as parsed JSON; of a stream, its last event.
     """
 
@@ -40,7 +47,14 @@ class Answer:
     fingerprint: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    reasoning: str = ""
+    id: str | None = field(default=None, compare=False)
     raw: Any = field(default=None, compare=False, repr=False)
+
+
+def says_stream(path: str, body: Mapping[str, Any]) -> bool:
+    """Whether a request asks for a stream, as most APIs do it: by a field of the body."""
+    return body.get("stream") is True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,40 +63,79 @@ class Family:
 
     Attributes:
         name: for messages.
-        route: whether a URL's path is this API's.
+        route: whether a URL's path (without a closing slash) is this API's.
         asks: whether a request's body is a question to a model.
         read: the answer in a JSON response; raises `Unreadable`.
         read_stream: the answer in the events of a stream, each parsed JSON; raises `Unreadable`.
+        streams: whether a request, by its path and body, asks for a streamed answer.
+        anywhere: whether it is told by its body alone, whatever the route, in requests that call themselves JSON.
+        model_path: finds the model in a URL's path as group ``model``, where the API has it there.
+        model_in_body: whether the body names the model.
+        places: where this API's body has what others have at the top, as dotted paths (``temperature`` →
+            ``options.temperature``): an override of the common name is meant for there.
     """
 
     name: str
     route: Callable[[str], bool]
     asks: Callable[[dict[str, Any]], bool]
-    read: Callable[[dict[str, Any]], Answer]
+    read: Callable[[Any], Answer]
     read_stream: Callable[[Iterable[Any]], Answer]
+    streams: Callable[[str, Mapping[str, Any]], bool] = says_stream
+    anywhere: bool = False
+    model_path: re.Pattern[str] | None = None
+    model_in_body: bool = True
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+AZURE_DEPLOYMENT = re.compile(r"/openai/deployments/(?P<model>[^/]+)/")
+"""Azure names the model, as a deployment, in the path."""
 
 
 @dataclass(slots=True)
 class Choice:
-    """One of the alternatives of an answer, as it is put together."""
+    """One of the alternatives of an answer, as it is put together.
+
+    Attributes:
+        media: one line for each piece of audio or image, see `medium`.
+    """
 
     text: str = ""
     refusal: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     finish_reason: str | None = None
+    reasoning: str = ""
+    media: list[str] = field(default_factory=list)
 
     def output(self) -> str:
-        if not (self.refusal or self.tool_calls):
+        if not (self.refusal or self.tool_calls or self.media):
             return self.text
         lines = [self.text] if self.text else []
         if self.refusal:
             lines.append(f"[refusal] {self.refusal}")
+        lines.extend(self.media)
         lines.extend(f"[tool call] {call.name}({call.arguments})" for call in self.tool_calls)
         return "\n".join(lines)
 
 
+def medium(kind: str, data: str) -> str:
+    """How a piece of audio or an image stands in an output: ``[image/png sha256:…]``, by the hash of its bytes.
+
+    Args:
+        kind: a media type, or ``audio``.
+        data: base64, a data URL, or the address at which the provider keeps it.
+    """
+    if data.startswith("data:"):
+        head, _, data = data.partition(",")
+        kind = head[len("data:") :].partition(";")[0] or kind
+    try:
+        content = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        content = data.encode("utf-8", "surrogatepass")
+    return f"[{kind} sha256:{hashlib.sha256(content).hexdigest()[:16]}]"
+
+
 def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:
-    """An answer from its choices; `raw` gives model and fingerprint, `usage` the token counts."""
+    """An answer from its choices; `raw` gives id, model and fingerprint, `usage` the token counts."""
     if not choices:
         raise Unreadable(f"a response without an answer: {str(raw)[:80]}")
     usage = usage if isinstance(usage, dict) else {}
@@ -101,6 +154,8 @@ def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:
         fingerprint=text_or_none(raw.get("system_fingerprint")),
         input_tokens=_count(usage.get("prompt_tokens", usage.get("input_tokens"))),
         output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
+        reasoning=_whole("\n".join(choice.reasoning for choice in choices if choice.reasoning)),
+        id=text_or_none(raw.get("id")),
         raw=raw,
     )
 
@@ -139,3 +194,15 @@ def text_of(content: object) -> str:
             if isinstance(part, (str, dict))
         )
     return ""
+
+
+def arguments_of(value: object) -> str:
+    """Arguments of a tool call as text: as they came, or where the API gives them parsed, as JSON with sorted keys."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json_text(value)
+
+
+def json_text(value: object) -> str:
+    """A value as JSON with sorted keys, so that equal values are equal texts."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

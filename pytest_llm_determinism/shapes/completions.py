@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pytest_llm_determinism.shapes.answer import Answer, Choice, Family, answer_of, in_order
-from pytest_llm_determinism.shapes.sse import read_choices
+from pytest_llm_determinism.shapes.answer import AZURE_DEPLOYMENT, Answer, Choice, Family, answer_of, in_order
+from pytest_llm_determinism.shapes.choices import read_choices
 
 
 def _route(path: str) -> bool:
@@ -33,4 +33,4 @@ def _read_stream(events: Iterable[Any]) -> Answer:
     return answer_of([choice for _, choice in sorted(choices.items())], last, usage)
 
 
-FAMILY = Family("completions", _route, _asks, _read, _read_stream)
+FAMILY = Family("completions", _route, _asks, _read, _read_stream, model_path=AZURE_DEPLOYMENT)

@@ -7,8 +7,11 @@ from conftest import ASK, Project
 
 MARKER = "@pytest.mark.deterministic"
 TAKES = (
-    "It takes runs, attempts, max_unique, min_agreement, confidence, max_errors, compare, load, concurrency, fail_fast"
+    "It takes runs, attempts, max_unique, min_agreement, confidence, max_errors, compare, load, concurrency, fail_fast,"
+    " override, ignore"
 )
+OVERRIDE = 'write NAME=JSON, such as temperature=0, seed=7 or model=gpt-4o (in a marker also a dict: {"seed": 7})'
+IGNORE = "write paths in request bodies, such as metadata.trace_id, user or messages[0].name"
 COMPARISONS = "exact, stripped, whitespace, casefold, json, a callable, or 'package.module:function'"
 
 BAD_MARKERS = {
@@ -41,6 +44,19 @@ BAD_MARKERS = {
     ),
     "confidence=1": f"confidence=1 (from {MARKER}): write a level between 0 and 1, such as 0.95",
     "fail_fast='maybe'": f"fail_fast=maybe (from {MARKER}): write on or off",
+    "override='seed'": f"override=seed (from {MARKER}): {OVERRIDE}",
+    "override={}": f"override={{}} (from {MARKER}): {OVERRIDE}",
+    "override={'seed': object}": f"override={{'seed': <class 'object'>}} (from {MARKER}): {OVERRIDE}",
+    "override='=7'": f"override==7 (from {MARKER}): {OVERRIDE}",
+    "override=['seed=1', 'seed=2']": f"override=seed=1,seed=2 (from {MARKER}): seed is given twice",
+    "override={'stream': False}": (
+        f"override={{'stream': False}} (from {MARKER}): stream cannot be overridden: the application reads what it"
+        " asked for"
+    ),
+    "ignore='a..b'": f"ignore=a..b (from {MARKER}): {IGNORE}",
+    "ignore='messages[x]'": f"ignore=messages[x] (from {MARKER}): {IGNORE}",
+    "ignore=['user', 'messages']": (f"ignore=user,messages (from {MARKER}): messages is the question itself; {IGNORE}"),
+    "rate='2/s'": f"rate cannot be set in {MARKER}; use --determinism-rate or determinism_rate in the ini file",
     "endpoint='http://host/v1'": (
         f"endpoint cannot be set in {MARKER}; use --determinism-endpoint or determinism_endpoint in the ini file"
     ),
@@ -180,6 +196,11 @@ BAD_FLAGS = {
     "cache-ttl=1 year": (
         "cache_ttl=1 year (from --determinism-cache-ttl): write a duration such as 90s, 30m, 12h, 7d, or none"
     ),
+    "rate=fast": "rate=fast (from --determinism-rate): write calls per time, such as 2/s, 50/min or 1000/h, or none",
+    "rate=0/s": "rate=0/s (from --determinism-rate): write calls per time, such as 2/s, 50/min or 1000/h, or none",
+    "max-calls=many": "max_calls=many (from --determinism-max-calls): write 0 or more, or none",
+    "override=seed": f"override=seed (from --determinism-override): {OVERRIDE}",
+    "ignore=prompt": (f"ignore=prompt (from --determinism-ignore): prompt is the question itself; {IGNORE}"),
     "report=report.pdf": (
         "report=report.pdf (from --determinism-report): write a file name that ends in .json, the only report"
         " format of this version"

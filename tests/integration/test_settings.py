@@ -70,14 +70,18 @@ def test_the_report_has_every_setting_of_the_table(project: Project) -> None:
         def casual(output):
             return output.lower()
 
-        @pytest.mark.deterministic(runs=2, compare=casual, fail_fast=True, min_agreement=0.5)
+        @pytest.mark.deterministic(
+            runs=2, compare=casual, fail_fast=True, min_agreement=0.5, override={"seed": 7, "a.b": "x"}
+        )
         def test_it(answers):
             answers()
         """,
         conftest=RECORDS,
     )
 
-    found = project.report("--determinism-model=a,b", "--determinism-temperature=none")["tests"]["test_it"]["settings"]
+    given = ("--determinism-model=a,b", "--determinism-temperature=none", "--determinism-rate=50/min")
+    found = project.report(*given, "--determinism-ignore=user", "--determinism-ignore=metadata.id")
+    found = found["tests"]["test_it"]["settings"]
 
     assert {name: (value["value"], value["source"]) for name, value in found.items()} == {
         "gate": (True, "default"),
@@ -90,13 +94,17 @@ def test_the_report_has_every_setting_of_the_table(project: Project) -> None:
         "compare": ("test_it:casual", "marker"),
         "load": (["burst"], "default"),
         "concurrency": (8, "default"),
+        "rate": ("50/min", "cli"),
         "fail_fast": (True, "marker"),
         "endpoint": (None, "default"),
         "model": (["a", "b"], "cli"),
         "temperature": (None, "cli"),
+        "override": (["seed=7", 'a.b="x"'], "marker"),
+        "ignore": (["user", "metadata.id"], "cli"),
         "cache": ("auto", "default"),
         "cache_dir": (".pytest_llm_determinism", "default"),
         "cache_ttl": ("1d", "default"),
+        "max_calls": (None, "default"),
         "report": (["report.json"], "cli"),
     }
 
@@ -269,7 +277,8 @@ def test_markers_and_fixtures_explain_themselves(project: Project) -> None:
 
     assert (
         "@pytest.mark.deterministic(runs=30, attempts=1, max_unique=1, min_agreement=none, confidence=none,"
-        " max_errors=0, compare=exact, load=burst, concurrency=8, fail_fast=off): run the test body several times"
+        " max_errors=0, compare=exact, load=burst, concurrency=8, fail_fast=off, override=none, ignore=none): run the"
+        " test body several times"
     ) in markers
     assert 'Ask a model: llm("prompt") or llm(messages)' in fixtures
     assert "Record outputs by hand with determinism.record(value)" in fixtures

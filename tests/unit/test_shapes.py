@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llm_determinism.shapes import Answer, Unreadable, may_be_model_call, read_answer, recognise
+from pytest_llm_determinism.shapes import Answer, Rules, Unreadable, may_be_model_call, read_answer, recognise
 from pytest_llm_determinism.shapes.answer import ToolCall
 
 HOST = "https://api.test/v1"
@@ -142,9 +142,22 @@ def test_ids_of_the_responses_api_are_renamed_too() -> None:
 
     url = f"{HOST}/responses"
     assert key(url, input=items("1")) == key(url, input=items("2"))
-    assert key(url, input="go on", previous_response_id="resp_1") == key(
-        url, input="go on", previous_response_id="resp_2"
-    )
+
+
+def test_the_name_of_an_earlier_answer_is_kept_apart_from_the_question() -> None:
+    one, other = (call(f"{HOST}/responses", input="go on", previous_response_id=name) for name in ("r_1", "r_2"))
+    assert one.key == other.key
+    assert (one.previous, other.previous) == ("r_1", "r_2")
+    assert one.after("what led here").key == other.after("what led here").key
+    assert one.after("what led here").key != one.after("something else").key
+
+
+def test_an_id_in_the_data_of_a_tool_is_part_of_the_question() -> None:
+    def used(kind: str, field: str, name: str) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": [{"type": kind, "id": "any", field: {"id": name}}]}]
+
+    assert key(messages=used("tool_use", "input", "order-1")) != key(messages=used("tool_use", "input", "order-2"))
+    assert key(messages=used("call", "arguments", "order-1")) != key(messages=used("call", "arguments", "order-2"))
 
 
 def test_ids_outside_the_conversation_are_part_of_the_question() -> None:
@@ -180,7 +193,9 @@ def test_the_order_of_parameters_the_fragment_and_a_closing_slash_do_not_matter(
 def test_the_host_matters_unless_it_is_known_by_a_name() -> None:
     body = json.dumps({"messages": MESSAGES}).encode()
     named = [
-        recognise("POST", f"http://127.0.0.1:{port}/v1/chat/completions", body, {f"http://127.0.0.1:{port}": "bundled"})
+        recognise(
+            "POST", f"http://127.0.0.1:{port}/v1/chat/completions", body, Rules({f"http://127.0.0.1:{port}": "bundled"})
+        )
         for port in (4001, 4002)
     ]
     assert named[0].key == named[1].key

@@ -1,0 +1,115 @@
+"""What all seams share: which requests are exchanges of the active run, how one begins and ends, what is kept of it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import time
+from collections.abc import Iterable, Iterator
+
+from pytest_llm_determinism.observe import active
+from pytest_llm_determinism.observe.secrets import credentials, hidden, hidden_bytes
+from pytest_llm_determinism.sampling import Ask, Received
+from pytest_llm_determinism.shapes import CannotOverride, HookFailed, may_be_model_call, recognise
+from pytest_llm_determinism.shapes.framing import AMAZON, is_lines, is_sse
+from pytest_llm_determinism.store import Sample
+
+Headers = Iterable[tuple[str, str]]
+
+_outer: contextvars.ContextVar[str | None] = contextvars.ContextVar("outer", default=None)
+"""The key of the request that is being sent in this context. A call inside it of the same method, URL and body is the
+same exchange (one client built on another); any other is a call of its own (an application behind a test client)."""
+
+
+def is_watched(method: str, path: str, content_type: str | None) -> bool:
+    """Whether a request may be an exchange of the active run; only then is its body looked at."""
+    sampler = active.sampler
+    return sampler is not None and may_be_model_call(method, path, content_type or "", sampler.plan.rules)
+
+
+def asked(method: str, url: str, body: bytes, headers: Headers) -> Ask | None:
+    """A request of the active run; None for every other, and for one that is seen already.
+
+    Raises:
+        Refusal: it may not be sent.
+    """
+    sampler = active.sampler
+    if sampler is None:
+        return None
+    try:
+        call = recognise(method, url, body, sampler.plan.rules)
+    except HookFailed as error:
+        sampler.refuse(str(error))
+    except CannotOverride as error:
+        sampler.refuse(f"override cannot be set in a request of this test: {error}")
+    if call is None or _outer.get() == call.key:
+        return None
+    if call.rewritten and _is_signed(headers):
+        sampler.refuse(
+            f"override cannot be set in a request of this test: {call.family.name} requests are signed by the"
+            " client, body and URL; set the value in the application"
+        )
+    return sampler.ask(call)
+
+
+def _is_signed(headers: Headers) -> bool:
+    return any(name.lower() == "authorization" and value.startswith("AWS4-") for name, value in headers)
+
+
+@contextlib.contextmanager
+def exchange(ask: Ask, headers: Headers, url: str) -> Iterator[None]:
+    """One exchange from its start to its answer or failure; headers and URL are the request's."""
+    outer = _outer.set(ask.recognised)
+    try:
+        yield
+    except Exception as error:
+        ask.failed(hidden(f"{type(error).__name__}: {error}", credentials(headers, url)))
+        raise
+    except BaseException:
+        ask.abandoned()
+        raise
+    finally:
+        _outer.reset(outer)
+
+
+def received(
+    status: int, headers: Headers, body: bytes, sent: Headers, url: str, started: float, broken: Exception | None = None
+) -> Received:
+    """What came of one call, without the credentials that a server may echo.
+
+    Args:
+        headers, body: of the response, the body without content encoding.
+        sent, url: headers and URL of the request.
+        started: when it was sent, as `time.perf_counter` tells it.
+        broken: the error that ended the body early.
+    """
+    secrets = credentials(sent, url)
+    sample = Sample.of(
+        status,
+        [(name, hidden(value, secrets)) for name, value in headers],
+        hidden_bytes(body, secrets),
+        at=time.time(),
+        seconds=time.perf_counter() - started,
+    )
+    return Received(sample, broken)
+
+
+def pieces(sample: Sample) -> Iterator[bytes]:
+    """The body in the pieces in which a server would have sent it: event by event, or at once."""
+    if is_sse(sample.content_type):
+        separator = b"\n\n"
+    elif is_lines(sample.content_type):
+        separator = b"\n"
+    else:
+        yield sample.body
+        return
+    *events, rest = sample.body.split(separator)
+    for event in events:
+        yield event + separator
+    if rest:
+        yield rest
+
+
+def has_length(sample: Sample) -> bool:
+    """Whether a response says how long it is; streams do not."""
+    return not (is_sse(sample.content_type) or is_lines(sample.content_type) or AMAZON in sample.content_type)
