@@ -6,12 +6,26 @@ servers through the same classes.
 
 from __future__ import annotations
 
+import base64
 import json
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from pytest_llm_determinism.shapes import chat, completions, hooked, responses
-from pytest_llm_determinism.shapes.answer import Answer, Family, Unreadable
+from pytest_llm_determinism.shapes import (
+    anthropic,
+    bedrock,
+    bedrock_invoke,
+    chat,
+    cohere,
+    completions,
+    embeddings,
+    gemini,
+    hooked,
+    ollama,
+    responses,
+    text_generation,
+)
+from pytest_llm_determinism.shapes.answer import Answer, Choice, Family, Unreadable, answer_of, medium
 from pytest_llm_determinism.shapes.framing import events_of
 from pytest_llm_determinism.shapes.hooked import HookFailed, HTTPExchange, NotAModelCall
 from pytest_llm_determinism.shapes.request import (
@@ -40,7 +54,21 @@ __all__ = [
     "recognise",
 ]
 
-FAMILIES: tuple[Family, ...] = (chat.FAMILY, completions.FAMILY, responses.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    chat.FAMILY,
+    completions.FAMILY,
+    responses.FAMILY,
+    anthropic.FAMILY,
+    gemini.FAMILY,
+    ollama.FAMILY,
+    cohere.V2,
+    cohere.V1,
+    bedrock.FAMILY,
+    bedrock_invoke.FAMILY,
+    embeddings.FAMILY,
+    # Told by its body alone, so every other comes first.
+    text_generation.FAMILY,
+)
 
 NO_RULES = Rules()
 
@@ -98,11 +126,14 @@ def read_answer(call: ModelCall, body: bytes, content_type: str) -> Answer:
         return hooked.read(call.hook, call.url, call.body, body, content_type)
     try:
         return _read_answer(call, body, content_type)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
         raise Unreadable(f"JSON of an unknown form ({error}): {body[:80]!r}") from None
 
 
 def _read_answer(call: ModelCall, body: bytes, content_type: str) -> Answer:
+    if call.family.media and body and content_type.startswith(("image/", "audio/", "video/")):
+        kind = content_type.partition(";")[0].strip()
+        return answer_of([Choice(media=[medium(kind, base64.b64encode(body).decode())])], {}, None)
     events = events_of(body, content_type, call.stream)
     if events is not None:
         return call.family.read_stream(events)
@@ -110,7 +141,10 @@ def _read_answer(call: ModelCall, body: bytes, content_type: str) -> Answer:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        raise Unreadable(f"not JSON but {content_type or 'of no content type'}: {text[:80]!r}") from None
+        if not text.strip():
+            raise Unreadable("an empty response") from None
+        kind = "" if "json" in content_type else f" but {content_type or 'of no content type'}"
+        raise Unreadable(f"not JSON{kind}: {text[:80]!r}") from None
     if isinstance(content, dict) and content.get("error"):
         raise Unreadable(f"an error in a successful response: {json.dumps(content['error'])[:200]}")
     return call.family.read(content)
@@ -124,4 +158,4 @@ def _unread(*_: object) -> Answer:
     raise Unreadable("only a hook reads this API")
 
 
-_UNKNOWN = Family("an API read by pytest_determinism_output", _never, _never, _unread, _unread)
+_UNKNOWN = Family(hooked.UNKNOWN_API, _never, _never, _unread, _unread)

@@ -69,6 +69,7 @@ class Family:
         read_stream: the answer in the events of a stream, each parsed JSON; raises `Unreadable`.
         streams: whether a request, by its path and body, asks for a streamed answer.
         anywhere: whether it is told by its body alone, whatever the route, in requests that call themselves JSON.
+        media: whether an answer may be a bare image, piece of audio or video, by its content type.
         model_path: finds the model in a URL's path as group ``model``, where the API has it there.
         model_in_body: whether the body names the model.
         places: where this API's body has what others have at the top, as dotted paths (``temperature`` →
@@ -82,6 +83,7 @@ class Family:
     read_stream: Callable[[Iterable[Any]], Answer]
     streams: Callable[[str, Mapping[str, Any]], bool] = says_stream
     anywhere: bool = False
+    media: bool = False
     model_path: re.Pattern[str] | None = None
     model_in_body: bool = True
     places: Mapping[str, str] = field(default_factory=dict)
@@ -117,21 +119,23 @@ class Choice:
         return "\n".join(lines)
 
 
-def medium(kind: str, data: str) -> str:
-    """How a piece of audio or an image stands in an output: ``[image/png sha256:…]``, by the hash of its bytes.
+def medium(kind: str, *pieces: str) -> str:
+    """How audio or an image stands in an output: ``[image/png sha256:…]``, by the hash of its bytes.
 
     Args:
         kind: a media type, or ``audio``.
-        data: base64, a data URL, or the address at which the provider keeps it.
+        pieces: as they came, each for itself base64, a data URL, or the address at which the provider keeps it.
     """
-    if data.startswith("data:"):
-        head, _, data = data.partition(",")
-        kind = head[len("data:") :].partition(";")[0] or kind
-    try:
-        content = base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        content = data.encode("utf-8", "surrogatepass")
-    return f"[{kind} sha256:{hashlib.sha256(content).hexdigest()[:16]}]"
+    digest = hashlib.sha256()
+    for data in pieces:
+        if data.startswith("data:"):
+            head, _, data = data.partition(",")
+            kind = head[len("data:") :].partition(";")[0] or kind
+        try:
+            digest.update(base64.b64decode(data, validate=True))
+        except (binascii.Error, ValueError):
+            digest.update(data.encode("utf-8", "surrogatepass"))
+    return f"[{kind} sha256:{digest.hexdigest()[:16]}]"
 
 
 def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:

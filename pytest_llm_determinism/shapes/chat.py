@@ -88,7 +88,7 @@ def _tool_call(function: dict[str, Any]) -> ToolCall:
 
 def _read_stream(events: Iterable[Any]) -> Answer:
     calls: dict[tuple[int, int], tuple[str, str]] = {}
-    audio: dict[int, str] = {}
+    audio: dict[int, list[str]] = {}
 
     def add(choice: Choice, item: dict[str, Any]) -> None:
         delta = item.get("delta") or {}
@@ -97,7 +97,7 @@ def _read_stream(events: Iterable[Any]) -> Answer:
         choice.media.extend(_media(delta))
         if delta.get("audio"):
             choice.text += str(delta["audio"].get("transcript") or "")
-            audio[index] = audio.get(index, "") + str(delta["audio"].get("data") or "")
+            audio.setdefault(index, []).append(str(delta["audio"].get("data") or ""))
         fragments = list(delta.get("tool_calls") or ())
         if delta.get("function_call"):
             fragments.append({"index": 0, "function": delta["function_call"]})
@@ -109,9 +109,8 @@ def _read_stream(events: Iterable[Any]) -> Answer:
             calls[place] = (name + (function.get("name") or ""), arguments + piece)
 
     choices, last, usage = read_choices(events, add)
-    for index, data in audio.items():
-        # The pieces are base64 each for itself, so each but the last may be padded.
-        choices[index].media.append(medium("audio", data))
+    for index, heard in audio.items():
+        choices[index].media.append(medium("audio", *heard))
     for (index, _), (name, arguments) in sorted(calls.items()):
         choices[index].tool_calls.append(ToolCall(name, arguments))
     return answer_of([choice for _, choice in sorted(choices.items())], last, usage)

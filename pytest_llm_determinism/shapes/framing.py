@@ -78,7 +78,8 @@ def _read_sse(text: str) -> Iterator[Any]:
 
 
 def _read_lines(text: str) -> Iterator[Any]:
-    for line in text.splitlines():
+    # Not splitlines(): JSON text may hold other characters that count as line ends there.
+    for line in text.replace("\r", "\n").split("\n"):
         if line.strip("\x1e \t"):
             yield _event(line.strip("\x1e \t"))
 
@@ -89,7 +90,7 @@ def _read_list(text: str) -> Iterator[Any]:
     except (ValueError, RecursionError):
         raise Unreadable(f"a stream that broke off, or is not JSON: {text[:80]!r}") from None
     for event in events:
-        yield _checked(event, json.dumps(event))
+        yield checked(event, json.dumps(event))
 
 
 def _event(data: str, named_error: bool = False) -> Any:
@@ -97,10 +98,15 @@ def _event(data: str, named_error: bool = False) -> Any:
         event = json.loads(data)
     except (ValueError, RecursionError):
         raise Unreadable(f"a stream with an event that is not JSON: {data[:80]!r}") from None
-    return _checked(event, data, named_error)
+    return checked(event, data, named_error)
 
 
-def _checked(event: Any, data: str, named_error: bool = False) -> Any:
+def checked(event: Any, data: str, named_error: bool = False) -> Any:
+    """An event that is no error; `data` is its text.
+
+    Raises:
+        Unreadable: it says that the server failed under way.
+    """
     if named_error or (isinstance(event, dict) and (event.get("error") or event.get("type") == "error")):
         raise Unreadable(f"a stream that ended in an error: {data[:200]}")
     return event
@@ -133,7 +139,8 @@ def _read_messages(body: bytes) -> Iterator[Any]:
         payload = message[_PRELUDE.size + headers_length : -4].decode("utf-8", "replace")
         if headers.get(":message-type", "event") != "event":
             name = headers.get(":exception-type") or headers.get(":error-code") or "error"
-            raise Unreadable(f"a stream that ended in an error: {name}: {payload[:200]}")
+            text = payload or headers.get(":error-message", "")
+            raise Unreadable(f"a stream that ended in an error: {name}: {text[:200]}")
         yield {headers.get(":event-type", ""): _event(payload) if payload else {}}
         at += total
 

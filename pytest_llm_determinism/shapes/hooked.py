@@ -8,6 +8,9 @@ from typing import Any
 
 from pytest_llm_determinism.shapes.answer import Answer, Unreadable
 
+UNKNOWN_API = "an API that pytest_determinism_output reads"
+"""Name of the family of such calls."""
+
 
 class NotAModelCall(Unreadable):
     """The hook looked at the response and found that the request was no question to a model."""

@@ -51,6 +51,9 @@ _ID_FIELDS = frozenset(
         "thoughtSignature",
         "thought_signature",
         "encrypted_content",
+        "encrypted_index",
+        "encrypted_stdout",
+        "redactedContent",
     )
 )
 
@@ -88,7 +91,7 @@ class ModelCall:
     Attributes:
         family: the API family.
         key: SHA-256 (hex) of the canonical request.
-        canonical: the canonical request as JSON text: schema, method, URL without secrets, body.
+        canonical: the canonical request as JSON text: schema, API, method, URL without secrets, body.
         stream: whether a streamed answer was asked for.
         url, body: as the request is to be sent; another than the application's only where settings override it.
         rewritten: whether they are.
@@ -128,7 +131,10 @@ def model_call(family: Family, url: str, body: bytes, content: dict[str, Any], r
     previous = question.get("previous_response_id")
     if isinstance(previous, str):
         question = {name: value for name, value in question.items() if name != "previous_response_id"}
-    canonical = _canonical(public_url(sent_url, rules.origins), question)
+    try:
+        canonical = _canonical(family, public_url(sent_url, rules.origins), question)
+    except RecursionError:
+        canonical = _canonical(family, public_url(sent_url, rules.origins), _unread(body))
     return ModelCall(
         family=family,
         key=_digest(canonical),
@@ -152,9 +158,14 @@ def unknown_call(family: Family, url: str, body: bytes, rules: Rules) -> ModelCa
     else:
         if rules.override:
             raise CannotOverride("its body is no JSON object")
-        canonical = _canonical(public_url(url, rules.origins), {"sha256": hashlib.sha256(body).hexdigest()})
+        canonical = _canonical(family, public_url(url, rules.origins), _unread(body))
         call = ModelCall(family, _digest(canonical), canonical, False, url, body)
     return replace(call, hook=rules.output)
+
+
+def _unread(body: bytes) -> dict[str, Any]:
+    """What stands for a body that is no JSON object, or is nested deeper than Python recurses."""
+    return {"sha256": hashlib.sha256(body).hexdigest()}
 
 
 def _digest(text: str) -> str:
@@ -262,14 +273,14 @@ def _without(value: Any, steps: list[str | int | None]) -> Any:
 # The canonical form
 
 
-def _canonical(url: str, body: dict[str, Any]) -> str:
+def _canonical(family: Family, url: str, body: dict[str, Any]) -> str:
     names: dict[str, str] = {}
     renamed = {
         field: _rename_ids(value, names) if field in _CONVERSATION_FIELDS else _plain(value)
         for field, value in body.items()
     }
     return json.dumps(
-        {"schema": SCHEMA, "method": "POST", "url": url, "body": renamed},
+        {"schema": SCHEMA, "api": family.name, "method": "POST", "url": url, "body": renamed},
         sort_keys=True,
         ensure_ascii=False,
         separators=(",", ":"),
@@ -278,6 +289,9 @@ def _canonical(url: str, body: dict[str, Any]) -> str:
 
 def _rename_ids(value: Any, names: dict[str, str]) -> Any:
     if isinstance(value, dict):
+        if value.get("type") == "redacted_thinking":
+            # Its data is encrypted, and another in every run.
+            value = {**value, "data": {"id": value.get("data")}}
         return {field: _renamed(field, part, names) for field, part in value.items()}
     if isinstance(value, list):
         return [_rename_ids(part, names) for part in value]

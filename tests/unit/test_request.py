@@ -87,6 +87,16 @@ def test_an_ignored_field_is_still_sent_and_no_part_of_the_question() -> None:
     assert one.key != call(rules, messages=[{"role": "user", "content": "b"}], metadata={"kept": 1}).key
 
 
+def test_a_body_that_is_nested_deeper_than_can_be_read_has_a_key_of_its_own() -> None:
+    keys = set()
+    for depth in (10, 700, 701, 900):
+        body = b'{"messages": ' + b"[" * depth + b"]" * depth + b"}"
+        found = recognise("POST", CHAT, body)
+        assert found is not None
+        keys.add(found.key)
+    assert len(keys) == 4
+
+
 # override
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from typing import Any
@@ -41,6 +42,10 @@ def key(url: str = CHAT, /, **body: Any) -> str:
         ("/openai/deployments/davinci/completions", {"prompt": ["Once"]}, "completions"),
         ("/v1/responses", {"input": "Once"}, "responses"),
         ("/openai/v1/responses", {"prompt": {"id": "pmpt_1"}}, "responses"),
+        ("/v1/messages", {"messages": [], "max_tokens": 1}, "messages"),
+        ("/v1beta/models/gemini-2.0-flash:generateContent", {"contents": []}, "generateContent"),
+        ("/v1/embeddings", {"input": "x"}, "embeddings"),
+        ("/any/where", {"inputs": "x", "parameters": {}}, "text generation"),
     ],
 )
 def test_a_model_call_is_recognised_by_route_and_body_whatever_the_host(path: str, body: Any, family: str) -> None:
@@ -54,7 +59,10 @@ def test_a_model_call_is_recognised_by_route_and_body_whatever_the_host(path: st
     ("method", "url", "body"),
     [
         ("GET", CHAT, b'{"messages": []}'),
-        ("POST", f"{HOST}/embeddings", b'{"input": "x"}'),
+        ("POST", f"{HOST}/embeddings", b'{"data": "x"}'),
+        ("POST", f"{HOST}/messages", b'{"messages": []}'),
+        ("POST", f"{HOST}/models/m:countTokens", b'{"contents": []}'),
+        ("POST", f"{HOST}/any/where", b'{"inputs": "x"}'),
         ("POST", f"{HOST}/moderations", b'{"input": "x"}'),
         ("POST", f"{HOST}/chat/completions/chatcmpl-1", b'{"messages": []}'),
         ("POST", f"{HOST}/responses/resp_1/cancel", b"{}"),
@@ -74,8 +82,9 @@ def test_everything_else_is_no_model_call(method: str, url: str, body: bytes) ->
 
 def test_most_traffic_is_told_apart_without_looking_at_the_body() -> None:
     assert may_be_model_call("POST", "/v1/chat/completions/")
+    assert may_be_model_call("POST", "/v1/embeddings")
     assert not may_be_model_call("GET", "/v1/chat/completions")
-    assert not may_be_model_call("POST", "/v1/embeddings")
+    assert not may_be_model_call("POST", "/v1/files", "multipart/form-data; boundary=x")
 
 
 def test_only_a_request_that_says_so_asks_for_a_stream() -> None:
@@ -366,6 +375,43 @@ def test_a_response_that_hit_its_limit_says_so() -> None:
     body = response("incomplete", incomplete_details={"reason": "max_output_tokens"})
     assert answer(url, body).finish_reason == "max_output_tokens"
     assert streamed(url, {"type": "response.incomplete", "response": body}).finish_reason == "max_output_tokens"
+
+
+def test_audio_and_images_stand_by_their_hash_however_they_are_cut() -> None:
+    def audio(*pieces: bytes) -> list[dict[str, Any]]:
+        return [delta(audio={"data": base64.b64encode(piece).decode()}) for piece in pieces]
+
+    sound = {"id": "audio_1", "data": base64.b64encode(b"sound").decode(), "transcript": "Hi."}
+    whole = answer(CHAT, message(content=None, audio=sound))
+    said = delta("stop", audio={"transcript": "Hi."})
+    assert whole.output == "Hi.\n[audio sha256:dd29442deca69f52]"
+    assert streamed(CHAT, *audio(b"s", b"ound"), said) == streamed(CHAT, *audio(b"sou", b"nd"), said)
+    assert streamed(CHAT, *audio(b"sou", b"nd"), said).output == whole.output
+    assert streamed(CHAT, *audio(b"noise"), said).output != whole.output
+
+    def image(*urls: str) -> str:
+        return answer(CHAT, message(content=[{"type": "image_url", "image_url": {"url": url}} for url in urls])).output
+
+    assert image("data:image/png;base64,c291bmQ=") == "[image/png sha256:dd29442deca69f52]"
+    assert len({image("https://x.test/1"), image("https://x.test/2"), image("data:image/png;base64,AAAA")}) == 3
+    drawn = response()
+    drawn["output"].append({"type": "image_generation_call", "id": "ig_1", "result": "c291bmQ="})
+    assert "[image sha256:dd29442deca69f52]" in answer(f"{HOST}/responses", drawn).output
+
+
+def test_reasoning_is_kept_and_is_no_part_of_the_output() -> None:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "France."}]}
+    for whole in (
+        message(content="Paris.", reasoning_content="France."),
+        message(content="Paris.", reasoning="France."),
+        message(content=[thought, {"type": "text", "text": "Paris."}]),
+    ):
+        assert (answer(CHAT, whole).output, answer(CHAT, whole).reasoning) == ("Paris.", "France.")
+    parts = streamed(CHAT, delta(reasoning_content="Fra"), delta(reasoning="nce."), delta("stop", content="Paris."))
+    assert (parts.output, parts.reasoning) == ("Paris.", "France.")
+    summary = [{"type": "summary_text", "text": "France."}]
+    items = [{"type": "reasoning", "id": "rs_1", "summary": summary}, *response()["output"][1:]]
+    assert answer(f"{HOST}/responses", {**response(), "output": items}).reasoning == "France."
 
 
 # What is no answer
