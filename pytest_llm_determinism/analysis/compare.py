@@ -12,17 +12,20 @@ __all__ = ["LAXER", "NAMED", "Comparison", "RunOutput", "is_json", "resolve"]
 class RunOutput(str):
     """What a run is compared by: its `parts`, one a step or recorded value, joined by newlines.
 
-    As strings, ("a\\nb",) and ("a", "b") are equal; what tells them apart is `parts`.
+    As strings, ("a\\nb",) and ("a", "b") are equal; what tells them apart is `parts`. What the model thought aloud is
+    no part of it; a callable that wants to compare it finds it in `reasoning`, joined by newlines.
     """
 
     parts: tuple[str, ...]
+    reasoning: str
 
-    def __new__(cls, parts: Iterable[str]) -> "RunOutput":
+    def __new__(cls, parts: Iterable[str], reasoning: str = "") -> "RunOutput":
         if isinstance(parts, str):
             raise TypeError("RunOutput takes a tuple of parts, not one string")
         kept = tuple(parts)
         self = super().__new__(cls, "\n".join(kept))
         self.parts = kept
+        self.reasoning = reasoning
         return self
 
 

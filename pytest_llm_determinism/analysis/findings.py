@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llm_determinism.analysis.compare import LAXER, NAMED, Comparison, is_json
-from pytest_llm_determinism.analysis.groups import Group, Outcome
+from pytest_llm_determinism.analysis.groups import Group, Outcome, Slots
+from pytest_llm_determinism.shapes.hooked import UNKNOWN_API
 
-TOKEN_LIMIT_REASONS = frozenset(("length", "max_tokens", "max_output_tokens"))
+TOKEN_LIMIT_REASONS = frozenset(
+    ("length", "max_tokens", "max_output_tokens", "error_limit", "model_context_window_exceeded")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ def findings(
     found = (
         _prompt_varies(items, requests),
         _sampling_on(items, requests, len(groups)),
+        _finish_reason_varies(groups, items),
+        _reasoning_varies(groups, items),
         _not_json(groups, comparison),
         _formatting_only(groups, comparison),
         _degenerate_loop(groups),
@@ -71,9 +78,11 @@ def _prompt_varies(items: Sequence[Outcome], requests: Mapping[str, str]) -> Fin
     for told, counts in sorted(asked.items(), key=lambda entry: len(entry[0])):
         if len(counts) < 2:
             continue
-        known = [json.loads(requests[key])["body"] for key in counts if key in requests][:2]
-        where = _first_difference(known[0], known[1], "") if len(known) == 2 else None
-        detail = f"; they first differ at {where}" if where else ""
+        bodies = [json.loads(requests[key])["body"] for key in counts if key in requests]
+        paths = list(dict.fromkeys(path for other in bodies[1:] for path in _differences(bodies[0], other, "")))
+        detail = f"; they first differ at {paths[0]}" if paths else ""
+        if paths and all(map(_is_incidental, paths)):
+            detail += f"; if that is no part of the question, leave it out with --determinism-ignore={','.join(paths)}"
         return Finding(
             "prompt-varies",
             f"the test itself sent {len(counts)} different requests at step {len(told) + 1} in"
@@ -82,38 +91,93 @@ def _prompt_varies(items: Sequence[Outcome], requests: Mapping[str, str]) -> Fin
     return None
 
 
-def _first_difference(one: Any, other: Any, path: str) -> str | None:
-    """JSON path of the first difference between two values, None if they are equal."""
+def _differences(one: Any, other: Any, path: str) -> Iterator[str]:
+    """JSON paths at which two values differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         for name in sorted({*one, *other}):
             inner = f"{path}.{name}" if path else name
             if name not in one or name not in other:
-                return inner
-            found = _first_difference(one[name], other[name], inner)
-            if found:
-                return found
-        return None
-    if isinstance(one, list) and isinstance(other, list):
+                yield inner
+            else:
+                yield from _differences(one[name], other[name], inner)
+    elif isinstance(one, list) and isinstance(other, list):
         for number, (left, right) in enumerate(zip(one, other, strict=False)):
-            found = _first_difference(left, right, f"{path}[{number}]")
-            if found:
-                return found
-        return None if len(one) == len(other) else f"{path}[{min(len(one), len(other))}]"
-    return None if one == other and type(one) is type(other) else path or "$"
+            yield from _differences(left, right, f"{path}[{number}]")
+        if len(one) != len(other):
+            yield f"{path}[{min(len(one), len(other))}]"
+    elif one != other or type(one) is not type(other):
+        yield path or "$"
+
+
+_INCIDENTAL_ROOTS = frozenset(
+    ("metadata", "user", "safety_identifier", "prompt_cache_key", "labels", "requestMetadata", "client_metadata")
+)
+_INCIDENTAL_NAME = re.compile(
+    r"(^|[_-])(trace|span|request|session|user|correlation|conversation|thread|tag|cache)([_-]?(id|key))$",
+    re.IGNORECASE,
+)
+
+
+def _is_incidental(path: str) -> bool:
+    """Whether a field is one of those that applications fill anew in each call: trace ids, user ids, cache keys."""
+    *_, last = path.split(".")
+    return re.split(r"[.\[]", path)[0] in _INCIDENTAL_ROOTS or _INCIDENTAL_NAME.search(last) is not None
 
 
 def _sampling_on(items: Sequence[Outcome], requests: Mapping[str, str], unique: int) -> Finding | None:
     asked = {exchange.request for item in items for exchange in item.slots if exchange is not None}
-    bodies = [json.loads(requests[key])["body"] for key in asked if key in requests]
-    warm = {json.dumps(body["temperature"]) for body in bodies if body.get("temperature") not in (None, 0)}
+    found = [json.loads(requests[key]) for key in asked if key in requests]
+    degrees = [(request["api"], _temperature(request["body"])) for request in found]
+    warm = {json.dumps(degree) for _, degree in degrees if degree not in (None, 0)}
     if warm:
         return Finding(
             "sampling-on",
             f"temperature is {', '.join(sorted(warm))}, so answers are drawn at random",
         )
-    if unique > 1 and any(body.get("temperature") is None for body in bodies):
+    if unique > 1 and any(degree is None and api not in _WITHOUT_TEMPERATURE for api, degree in degrees):
         return Finding("sampling-on", "no temperature is sent, so the provider's default applies, often 1")
     return None
+
+
+_WITHOUT_TEMPERATURE = frozenset(("embeddings", "text generation", UNKNOWN_API))
+"""APIs that have none, decode greedily when none is sent, or of which we do not know."""
+
+
+def _temperature(body: Mapping[str, Any]) -> Any:
+    """The temperature a request asks for: at the top of the body, or among the options where an API keeps them."""
+    if body.get("temperature") is not None:
+        return body["temperature"]
+    nested = (part.get("temperature") for part in body.values() if isinstance(part, dict))
+    return next((degree for degree in nested if degree is not None), None)
+
+
+def _finish_reason_varies(groups: Sequence[Group], items: Sequence[Outcome]) -> Finding | None:
+    """Equal outputs that did not end for the same reason: an application that looks at it goes on differently."""
+    by_run = {item.run.index: item.slots for item in items}
+    for group in groups:
+        reasons: Counter[str] = Counter()
+        for slots, count in Counter(by_run[run] for run in group.runs).items():
+            reasons[_reasons(slots)] += count
+        if len(reasons) > 1:
+            shown = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+            return Finding("finish-reason-varies", f"the same output ended for different reasons: {shown}")
+    return None
+
+
+def _reasons(slots: Slots) -> str:
+    return "/".join(exchange.finish_reason or "no reason given" for exchange in slots if exchange is not None)
+
+
+def _reasoning_varies(groups: Sequence[Group], items: Sequence[Outcome]) -> Finding | None:
+    by_run = {item.run.index: item.output.reasoning for item in items}
+    ways = max((len({by_run[run] for run in group.runs}) for group in groups), default=0)
+    if ways < 2:
+        return None
+    return Finding(
+        "reasoning-varies",
+        f"{ways} different ways of reasoning led to the same output; reasoning is compared only by a compare callable"
+        " that looks at output.reasoning",
+    )
 
 
 def _not_json(groups: Sequence[Group], comparison: Comparison) -> Finding | None:
@@ -185,4 +249,4 @@ def _truncated(items: Sequence[Outcome]) -> Finding | None:
 
 def _hit_the_limit(reason: str | None) -> bool:
     # The reasons of several choices are joined by commas.
-    return reason is not None and TOKEN_LIMIT_REASONS.issuperset(reason.split(","))
+    return reason is not None and TOKEN_LIMIT_REASONS.issuperset(reason.lower().split(","))

@@ -32,6 +32,7 @@ class Group:
         runs: their indices, ascending.
         fingerprints, models: what the backend said of itself, sorted.
         parts: the output step by step.
+        reasoning: what the model thought aloud in the first of its runs.
     """
 
     count: int
@@ -41,16 +42,17 @@ class Group:
     fingerprints: tuple[str, ...]
     models: tuple[str, ...]
     parts: tuple[str, ...]
+    reasoning: str = ""
 
 
 def outcomes(runs: Sequence[Run], first: Run) -> list[Outcome]:
     """The runs that got through, with their outputs, in the order of `runs`.
 
     A run's output is what it recorded, if any run recorded something, else the outputs of its exchanges. Equal
-    outputs are one object.
+    outputs with equal reasoning are one object.
     """
     recorded = any(run.recorded for run in runs)
-    known: dict[tuple[str, ...], RunOutput] = {}
+    known: dict[tuple[tuple[str, ...], str], RunOutput] = {}
     seen: dict[tuple[Exchange, ...], Slots] = {}
     result = []
     for run in runs:
@@ -60,9 +62,10 @@ def outcomes(runs: Sequence[Run], first: Run) -> list[Outcome]:
         if slots is None:
             slots = seen.setdefault(run.exchanges, in_order_of(first, run))
         parts = run.recorded if recorded else tuple(exchange.output for exchange in slots if exchange is not None)
-        output = known.get(parts)
+        reasoning = "\n".join([exchange.reasoning for exchange in slots if exchange is not None and exchange.reasoning])
+        output = known.get((parts, reasoning))
         if output is None:
-            output = known.setdefault(parts, RunOutput(parts))
+            output = known.setdefault((parts, reasoning), RunOutput(parts, reasoning))
         result.append(Outcome(run, slots, output))
     return result
 
@@ -117,6 +120,7 @@ def _group(members: list[Outcome]) -> Group:
         fingerprints=tuple(sorted({exchange.fingerprint for exchange in exchanges if exchange.fingerprint})),
         models=tuple(sorted({exchange.model for exchange in exchanges if exchange.model})),
         parts=output.parts,
+        reasoning=output.reasoning,
     )
 
 
@@ -145,10 +149,10 @@ def missing_calls(items: Sequence[Outcome]) -> Iterator[MissingCall]:
     while alike:
         following: list[list[Outcome]] = []
         for together in alike:
-            branches: dict[str | None, list[Outcome]] = {}
+            branches: dict[tuple[str, str] | None, list[Outcome]] = {}
             for item in together:
                 exchange = item.slots[step] if step < len(item.slots) else None
-                branches.setdefault(exchange.output if exchange else None, []).append(item)
+                branches.setdefault(exchange.told if exchange else None, []).append(item)
             missing = branches.pop(None, [])
             if missing and branches:
                 made = [item for branch in branches.values() for item in branch]

@@ -14,7 +14,7 @@ def exchange(output, request="question", finish_reason="stop"):
     return Exchange(request, 0, output, "m", None, finish_reason, None, None)
 
 
-def found(runs, bodies=None, compare="exact"):
+def found(runs, bodies=None, compare="exact", api="chat completions"):
     """Code and message of what is found in runs, each given as one output or as its exchanges.
 
     `bodies` are request bodies by key; of a request that is not in it no more than the key is known.
@@ -23,7 +23,7 @@ def found(runs, bodies=None, compare="exact"):
         Run(index, (exchange(one),) if isinstance(one, str) else tuple(one)) if not isinstance(one, Run) else one
         for index, one in enumerate(runs)
     ]
-    requests = {key: json.dumps({"url": "u", "body": body}) for key, body in (bodies or {}).items()}
+    requests = {key: json.dumps({"url": "u", "api": api, "body": body}) for key, body in (bodies or {}).items()}
     items = outcomes(made, made[0]) if made else []
     heard = [item for item in items if item.output.parts]
     comparison = resolve(compare)
@@ -58,8 +58,6 @@ def asking(*requests):
     ("one", "other", "path"),
     [
         (prompt("at 10:00"), prompt("at 10:01"), "messages[0].content"),
-        (prompt("a"), prompt("a", user="u-1"), "user"),
-        (prompt("a", metadata={"b": 1, "id": 1}), prompt("a", metadata={"b": 1, "id": 2}), "metadata.id"),
         (prompt("a", seed=1), prompt("a", seed="1"), "seed"),
         (prompt("a", seed=1), prompt("a", seed=True), "seed"),
         (prompt("a", stop=["x"]), prompt("a", stop=["x", "y"]), "stop[1]"),
@@ -75,6 +73,29 @@ def asking(*requests):
 def test_prompts_that_vary_are_found_with_the_first_path_that_differs(one, other, path):
     message = f"the test itself sent 2 different requests at step 1 in 3 runs; they first differ at {path}"
     assert found(asking("p", "q", "p"), {"p": one, "q": other}) == {"prompt-varies": message}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "paths"),
+    [
+        (prompt("a"), prompt("a", user="u-1"), ["user"]),
+        (prompt("a", metadata={"b": 1, "id": 1}), prompt("a", metadata={"b": 1, "id": 2}), ["metadata.id"]),
+        (prompt("a", user="u-1", trace_id=1), prompt("a", user="u-2", trace_id=2), ["trace_id", "user"]),
+        (prompt("a", extra={"requestId": "x"}), prompt("a", extra={"requestId": "y"}), ["extra.requestId"]),
+    ],
+)
+def test_fields_that_are_no_part_of_the_question_come_with_the_option_that_leaves_them_out(one, other, paths):
+    message = (
+        f"the test itself sent 2 different requests at step 1 in 3 runs; they first differ at {paths[0]}; if that is no"
+        f" part of the question, leave it out with --determinism-ignore={','.join(paths)}"
+    )
+    assert found(asking("p", "q", "p"), {"p": one, "q": other}) == {"prompt-varies": message}
+
+
+def test_an_option_is_offered_only_when_nothing_else_varies():
+    bodies = {"p": prompt("a", user="u-1"), "q": prompt("a", user="u-2"), "r": prompt("b", user="u-3")}
+    message = "the test itself sent 3 different requests at step 1 in 3 runs; they first differ at user"
+    assert found(asking("p", "q", "r"), bodies) == {"prompt-varies": message}
 
 
 @pytest.mark.parametrize(
@@ -297,7 +318,7 @@ def test_a_text_that_does_not_repeat_itself(text):
 CUT = "all {} outputs hit the token limit: a fork may lie beyond it; allow more tokens"
 
 
-@pytest.mark.parametrize("reason", ["length", "max_tokens", "max_output_tokens", "length,length"])
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "MAX_TOKENS", "max_output_tokens", "length,length"])
 def test_outputs_that_all_hit_the_token_limit(reason):
     assert found([[exchange("a", finish_reason=reason)]] * 3) == {"truncated": CUT.format(3)}
 
@@ -315,7 +336,7 @@ def replaced(one, request):
 @pytest.mark.parametrize("reason", ["stop", "tool_calls", "content_filter", "length,stop", None])
 def test_one_output_that_ended_by_itself_is_enough(reason):
     runs = [[exchange("a", finish_reason="length")]] * 2 + [[exchange("a", finish_reason=reason)]]
-    assert found(runs) == {}
+    assert "truncated" not in found(runs)
 
 
 def test_what_is_only_recorded_has_no_token_limit():
@@ -374,3 +395,54 @@ def test_several_findings_stand_in_one_order():
         "degenerate-loop",
         "truncated",
     ]
+
+
+# finish-reason-varies, reasoning-varies
+
+
+def test_one_output_that_ended_for_different_reasons():
+    runs = [[exchange("a", finish_reason=reason)] for reason in ("stop", "length", "stop", None)]
+    assert found(runs) == {
+        "finish-reason-varies": "the same output ended for different reasons: 2 × stop, 1 × length, 1 × no reason given"
+    }
+
+
+def test_outputs_that_differ_may_end_for_different_reasons():
+    assert found([[exchange("a", finish_reason="stop")], [exchange("b", finish_reason="length")]]) == {}
+
+
+def thought(output, reasoning):
+    return [Exchange("question", 0, output, "m", None, "stop", None, None, reasoning)]
+
+
+def test_one_output_that_was_reasoned_out_in_different_ways():
+    assert found([thought("a", "so"), thought("a", "or so"), thought("a", "so")]) == {
+        "reasoning-varies": "2 different ways of reasoning led to the same output; reasoning is compared only by a"
+        " compare callable that looks at output.reasoning"
+    }
+    assert found([thought("a", "so"), thought("a", "so"), thought("b", "or so")]) == {}
+
+
+def test_reasoning_that_is_compared_parts_the_runs():
+    runs = [thought("a", "so"), thought("a", "or so")]
+    assert found(runs, compare=lambda output: (output, output.reasoning)) == {}
+
+
+def test_what_is_asked_after_different_reasoning_may_differ():
+    runs = [[*thought("a", "so"), exchange("x", "A")], [*thought("a", "or so"), exchange("x", "B")]]
+    assert "prompt-varies" not in found(runs)
+
+
+# sampling-on in APIs that have the temperature elsewhere
+
+
+@pytest.mark.parametrize("field", ["generationConfig", "options", "inferenceConfig", "parameters"])
+def test_a_temperature_among_the_options_is_found(field):
+    warm, cold = ({"question": {"messages": [], field: {"temperature": degree}}} for degree in (0.7, 0))
+    assert found(["a", "a"], warm) == {"sampling-on": "temperature is 0.7, so answers are drawn at random"}
+    assert found(["a", "b"], cold) == {}
+
+
+@pytest.mark.parametrize("api", ["embeddings", "an API that pytest_determinism_output reads"])
+def test_an_api_of_which_no_temperature_is_known_is_not_accused(api):
+    assert found(["a", "b"], {"question": {"input": "x"}}, api=api) == {}
