@@ -15,12 +15,12 @@ def read_choices(
     """The alternatives of a streamed completion by index, what the events say besides, and the usage.
 
     Args:
-        add: adds to a choice what one event says of it.
+        add: puts into an empty choice what one event says of it.
 
     Raises:
         Unreadable: the stream broke off.
     """
-    choices: dict[int, Choice] = {}
+    pieces: dict[int, list[Choice]] = {}
     rest: dict[str, Any] = {}
     usage = None
     done = False
@@ -32,10 +32,21 @@ def read_choices(
         rest.update({field: value for field, value in event.items() if value is not None})
         usage = event.get("usage") or usage
         for item in event.get("choices") or ():
-            choice = choices.setdefault(item.get("index", 0), Choice())
-            add(choice, item)
-            choice.finish_reason = item.get("finish_reason") or choice.finish_reason
+            piece = Choice(finish_reason=item.get("finish_reason"))
+            add(piece, item)
+            pieces.setdefault(item.get("index", 0), []).append(piece)
+    choices = {index: _joined(found) for index, found in pieces.items()}
     # Not every server sends the end marker, and not every one gives a reason before it: one of them is enough.
     if not done and not (choices and all(choice.finish_reason for choice in choices.values())):
         raise Unreadable("a stream that broke off before its end")
     return choices, rest, usage
+
+
+def _joined(pieces: list[Choice]) -> Choice:
+    return Choice(
+        text="".join([piece.text for piece in pieces]),
+        refusal="".join([piece.refusal for piece in pieces]),
+        finish_reason=next((piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), None),
+        reasoning="".join([piece.reasoning for piece in pieces]),
+        media=[line for piece in pieces for line in piece.media],
+    )
