@@ -17,14 +17,17 @@ from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.sampling import Ask, Received
 from pytest_llm_determinism.slots import in_event_loop
 
-inside_call: contextvars.ContextVar[bool] = contextvars.ContextVar("inside_call", default=False)
-"""True within a call that holds a slot: an application served in this process through the same HTTP library (a test
-client) calls its model from there, and must not wait for the slot that its caller holds."""
+inside_call: contextvars.ContextVar[tuple[_Batch, int] | None] = contextvars.ContextVar("inside_call", default=None)
+"""The call that goes out in this context, and holds a slot: an application served in this process through the same HTTP
+library (a test client) calls its model from there, and must not wait for the slot that its caller holds."""
 
 
 PATIENCE = 10.0
 """Seconds after which no more calls are started ahead within one call of the application. That call returns when the
 batch is done, and an application may have a deadline of its own around it."""
+
+LONGEST_PAUSE = 0.5
+"""Seconds after which a call that waits for its turn looks whether it is still wanted."""
 
 
 class _Batch:
@@ -46,20 +49,52 @@ class _Batch:
             if not self._queue:
                 return None
             run = self._queue.popleft()
-            if run == self.ask.run.index:
-                return run
-            enough = time.monotonic() > self._until or self.ask.held
-            return None if enough or self.refusal else run
+            return run if self.is_own(run) or self._goes_on(time.monotonic()) else None
+
+    def is_own(self, run: int) -> bool:
+        return run == self.ask.run.index
+
+    def pause(self, run: int) -> float | None:
+        """Seconds to wait before asking again whether the call for a run may go out: none when it may, at once; None
+        when it is not made any more.
+
+        Raises:
+            Refusal: the session may make no call any more, and the run needs this one.
+        """
+        budget = self.ask.sampler.budget
+        if budget is None:
+            return 0.0
+        now = time.monotonic()
+        if not self._is_wanted(run, now):
+            return None
+        if self.is_own(run):
+            seconds = self.ask.sampler.guarded(lambda: budget.take(now))
+        else:
+            try:
+                seconds = budget.take(now)
+            except Refusal:
+                return None
+        if seconds and not self._is_wanted(run, now + seconds):
+            return None
+        return min(seconds, LONGEST_PAUSE)
+
+    def _is_wanted(self, run: int, at: float) -> bool:
+        """Whether the call for a run is to go out if it can at this time."""
+        return not self._cancelled and (self.is_own(run) or self._goes_on(at))
+
+    def _goes_on(self, at: float) -> bool:
+        """Whether calls ahead are started at this time."""
+        return at <= self._until and not self.ask.held and self.refusal is None
 
     def to_keep(self, received: Received) -> bool:
         return received.broken is None and not self._cancelled
 
     def received(self, run: int, received: Received) -> None:
-        if run == self.ask.run.index:
+        if self.is_own(run):
             self.own = received
 
     def failed(self, run: int, error: BaseException) -> None:
-        if run == self.ask.run.index:
+        if self.is_own(run):
             self.own = error
         elif not isinstance(error, Exception):
             self.refusal = error
@@ -88,14 +123,15 @@ def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool, patience: f
     """
     # A call that blocks an event loop whose tasks hold every slot would wait for them, and they for it.
     stuck = ask.sampler.slots.all_taken() and in_event_loop()
-    batch = _Batch(ask, ask.ahead() if fan_out and not stuck else [], patience)
+    batch = _Batch(ask, _ahead(ask) if fan_out and not stuck else [], patience)
 
     def work(delay: float) -> None:
         time.sleep(delay)
         while (run := batch.next()) is not None:
-            own = run == ask.run.index
             try:
-                received = _call(ask, lambda own=own: send(own), stuck)  # type: ignore[misc]
+                received = _call(batch, run, send, stuck)
+                if received is None:
+                    return
                 received.known = ask.keep(run, received.sample) if batch.to_keep(received) else None
                 batch.received(run, received)
             except BaseException as error:
@@ -127,13 +163,15 @@ async def fetch_async(
     """As `fetch`, on the event loop of the caller."""
     import anyio
 
-    batch = _Batch(ask, ask.ahead() if fan_out else [], patience)
+    batch = _Batch(ask, _ahead(ask) if fan_out else [], patience)
 
     async def work(delay: float) -> None:
         await anyio.sleep(delay)
         while (run := batch.next()) is not None:
             try:
-                received = await _call_async(ask, send, run == ask.run.index)
+                received = await _call_async(batch, run, send)
+                if received is None:
+                    return
                 received.known = await ask.keep_async(run, received.sample) if batch.to_keep(received) else None
                 batch.received(run, received)
             except (Exception, Refusal) as error:
@@ -148,28 +186,69 @@ async def fetch_async(
     return batch.result()
 
 
-def _call(ask: Ask, send: Callable[[], Received], stuck: bool) -> Received:
-    nested = stuck or inside_call.get()
+def _ahead(ask: Ask) -> list[int]:
+    """The runs to fetch ahead for, as far as there are calls left."""
+    budget = ask.sampler.budget
+    ahead = ask.ahead()
+    return ahead if budget is None else ahead[: max(0, budget.left - 1)]
+
+
+def _call(batch: _Batch, run: int, send: Callable[[bool], Received], stuck: bool) -> Received | None:
+    """One call, as soon as it may go out; None if it is not made any more.
+
+    Its turn is the last thing it waits for, with its slot in hand: turns waited for first would come to nothing while
+    all slots are taken, and then all at once.
+    """
+    ask = batch.ask
+    nested = stuck or inside_call.get() is not None
     if not nested:
         ask.sampler.slots.acquire()
-    token = inside_call.set(True)
+    token = inside_call.set((batch, run))
     try:
-        ask.sent()
-        return send()
+        return send(batch.is_own(run)) if _goes_out(batch, run) else None
     finally:
         inside_call.reset(token)
         if not nested:
             ask.sampler.slots.release()
 
 
-async def _call_async(ask: Ask, send: Callable[[bool], Awaitable[Received]], own: bool) -> Received:
-    nested = inside_call.get()
+def _goes_out(batch: _Batch, run: int) -> bool:
+    """Wait until the call for a run may go out; whether it then does."""
+    while seconds := batch.pause(run):
+        time.sleep(seconds)
+    if seconds is None:
+        return False
+    batch.ask.sent()
+    return True
+
+
+def sent_again() -> None:
+    """A library is about to send the call of this context once more by itself, which is one more live call.
+
+    Raises:
+        Refusal: no call may be made any more.
+    """
+    call = inside_call.get()
+    if call is not None and not _goes_out(*call):
+        raise Refusal("the call is not wanted any more")
+
+
+async def _call_async(batch: _Batch, run: int, send: Callable[[bool], Awaitable[Received]]) -> Received | None:
+    """As `_call`, while the event loop goes on."""
+    import anyio
+
+    ask = batch.ask
+    nested = inside_call.get() is not None
     if not nested:
         await ask.sampler.slots.acquire_async()
-    token = inside_call.set(True)
+    token = inside_call.set((batch, run))
     try:
+        while seconds := batch.pause(run):
+            await anyio.sleep(seconds)
+        if seconds is None:
+            return None
         ask.sent()
-        return await send(own)
+        return await send(batch.is_own(run))
     finally:
         inside_call.reset(token)
         if not nested:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from pytest_llm_determinism.observe import active, observing
+from pytest_llm_determinism.outcomes import Inconclusive
+from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.sampling import Sampler
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Settings
@@ -160,10 +162,13 @@ class LLM:
             return
         if self._alone is None:
             plan = self._session.plan(self._settings, self._settings.load[0], attempt=0, runs=1, seed=0)
-            self._alone = Sampler(plan, self._session.store(self._settings))
+            self._alone = Sampler(plan, self._session.store(self._settings), self._session.budget)
             self._alone.start_run(0)
-        with observing(self._alone):
-            yield self._alone
+        try:
+            with observing(self._alone):
+                yield self._alone
+        except Refusal as refusal:
+            raise Inconclusive(str(refusal)) from None
 
     def _known(self, sampler: Sampler, call: ModelCall) -> Reply | None:
         if self._make_client is not None:

@@ -189,7 +189,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["determinism_endpoint"] = node.config.stash[SESSION].endpoint.url
-    node.workerinput["determinism_locks"] = node.config.stash[COLLECTED].locks()
+    locks = node.config.stash[COLLECTED].locks()
+    node.workerinput["determinism_locks"] = locks
+    if node.config.stash[SESSION].budget is not None:
+        from pytest_llm_determinism.budget import share
+
+        share(Path(locks))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -200,6 +205,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     collected = config.stash[COLLECTED]
     collected.notes.extend(notes)
+    budget = config.stash[SESSION].budget
+    stopped = budget and budget.note(result.reason for result in collected.results.values())
+    if stopped:
+        collected.notes.append(stopped)
     paths = _report_paths(config)
     if paths:
         from pytest_llm_determinism.report.json_file import write

@@ -15,13 +15,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.runs import Exchange, Run
 from pytest_llm_determinism.shapes import Answer, ModelCall, NotAModelCall, Rules, Unreadable, read_answer
 from pytest_llm_determinism.slots import Slots, finished
 from pytest_llm_determinism.store import Sample, SampleStore, sample_key
+
+if TYPE_CHECKING:
+    from pytest_llm_determinism.budget import Budget
 
 T = TypeVar("T")
 
@@ -122,15 +125,17 @@ class _Running:
     finished: dict[Place, Exchange] = field(default_factory=dict)
     failures: dict[Place, str] = field(default_factory=dict)
     recorded: list[str] = field(default_factory=list)
-    answers: dict[str, str] = field(default_factory=dict)
-    """The provider's names of the answers it got → what made them: the question's key and what was told."""
+    answers: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """The provider's names of the answers it got → what led to them and what they told: the question's key, output,
+    reasoning."""
 
 
 class Sampler:
     """One experiment under way. Safe to use from any thread."""
 
-    def __init__(self, plan: Plan, store: SampleStore | None) -> None:
+    def __init__(self, plan: Plan, store: SampleStore | None, budget: Budget | None = None) -> None:
         self.plan = plan
+        self.budget = budget
         self.slots = Slots(plan.concurrency)
         self.calls = Calls()
         self.random = random.Random(plan.seed)
@@ -182,11 +187,14 @@ class Sampler:
 
     # One request
 
-    def ask(self, call: ModelCall) -> Ask | None:
+    def ask(self, call: ModelCall, stored: bool = True) -> Ask | None:
         """A request of the active run; None when no run is active in this process.
 
         Which conversation a request goes on with, where the provider keeps that and the request only names it, is told
         by what led to it: the name itself is another in every run.
+
+        Args:
+            stored: whether its answer is kept and replayed: what a mock says is nothing that a model said.
 
         Raises:
             Refusal: its sample is not known and may not be asked for.
@@ -199,7 +207,7 @@ class Sampler:
                 return None
             recognised = call.key
             if call.previous is not None:
-                call = call.after(running.answers.get(call.previous, call.previous))
+                call = call.after("\n".join(running.answers.get(call.previous, (call.previous,))))
             occurrence = 0
             while (call.key, occurrence) in running.busy or (call.key, occurrence) in running.finished:
                 occurrence += 1
@@ -209,11 +217,11 @@ class Sampler:
                 running.started.append(place)
             if len(self.requests) < KEPT_REQUESTS:
                 self.requests.setdefault(call.key, call.canonical)
-            asked = Ask(self, call, place, running, recognised)
+            asked = Ask(self, call, place, running, recognised, self.store if stored else None)
             try:
                 shelf = self._shelf(asked)
-                known = shelf.known.pop(running.index, None)
-                if known is None and self.plan.cache == "replay":
+                known = shelf.known.pop(running.index, None) if stored else None
+                if known is None and stored and self.plan.cache == "replay":
                     self.refuse(
                         "a sample is not in the store and cache=replay asks no model"
                         f" (run {running.index}, {call.family.name}); fill the store with --determinism-cache=auto"
@@ -251,7 +259,7 @@ class Sampler:
         return shelf
 
     def guarded(self, use: Callable[[], T]) -> T:
-        """Use the store; a refusal is remembered, whatever the application makes of it."""
+        """Use the store or the budget; a refusal is remembered, whatever the application makes of it."""
         try:
             return use()
         except Refusal as refusal:
@@ -285,14 +293,24 @@ class Ask:
         recognised: the call's key by the request alone.
     """
 
-    def __init__(self, sampler: Sampler, call: ModelCall, place: Place, run: _Running, recognised: str) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        call: ModelCall,
+        place: Place,
+        run: _Running,
+        recognised: str,
+        store: SampleStore | None,
+    ) -> None:
         self.sampler = sampler
+        self._store = store
         self.call = call
         self.place = place
         self.run = run
         self.recognised = recognised
         self.known: Known | None = None
         self._is_call = True
+        self._unreadable = ""
         # What this run had been told when it asked: runs that had been told the same will ask the same.
         self._told = {place: exchange.told for place, exchange in run.finished.items()}
 
@@ -360,13 +378,13 @@ class Ask:
         sampler = self.sampler
         with sampler._lock:
             sampler.calls.live += 1
-            if sampler.calls.live == 1 and sampler.store is not None:
-                sampler.store.get_ready()
+            if sampler.calls.live == 1 and self._store is not None:
+                self._store.get_ready()
 
     def keep(self, run: int, sample: Sample) -> Known | None:
         """Keep what the server sent for a run; None for what is no answer, which is never kept."""
         known = self._read(run, sample)
-        store = self.sampler.store
+        store = self._store
         if known is not None and store is not None:
             self.sampler.guarded(lambda: store.write(self.sampler.key(self.place, run), sample))
         return known
@@ -374,7 +392,7 @@ class Ask:
     async def keep_async(self, run: int, sample: Sample) -> Known | None:
         """As `keep`, while the event loop goes on."""
         known = self._read(run, sample)
-        store = self.sampler.store
+        store = self._store
         if known is not None and store is not None:
             writing = store.start_writing(self.sampler.key(self.place, run), sample)
             await finished(writing)
@@ -394,7 +412,9 @@ class Ask:
         except NotAModelCall:
             self._is_call = False
             return None
-        except Unreadable:
+        except Unreadable as error:
+            if run == self.run.index:
+                self._unreadable = str(error)
             return None
         with sampler._lock:
             known = Known(sample, answer, sampler._exchange(self.place, answer), stored=False)
@@ -408,11 +428,11 @@ class Ask:
     def concluded(self, received: Received) -> None:
         """The run gets this response."""
         if received.broken is not None:
-            self.failed(f"{type(received.broken).__name__}: {received.broken}")
+            self.failed(named(received.broken))
         elif not self._is_call:
             self.abandoned()
         elif received.known is None:
-            self.failed(_reason(received.sample))
+            self.failed(_reason(received.sample, self._unreadable))
         else:
             self.answered(received.known)
 
@@ -424,7 +444,7 @@ class Ask:
                 calls.oldest = min(known.sample.at, calls.oldest or known.sample.at)
             self.run.finished[self.place] = known.exchange
             if known.answer.id is not None:
-                self.run.answers[known.answer.id] = f"{self.place[0]} {json.dumps(known.exchange.told)}"
+                self.run.answers[known.answer.id] = (self.place[0], *known.exchange.told)
             self.run.busy.discard(self.place)
             self.run.failures.pop(self.place, None)
 
@@ -444,10 +464,40 @@ def _trace(finished: Mapping[Place, Exchange]) -> Trace:
     return tuple((place, exchange.told) for place, exchange in finished.items())
 
 
-def _reason(sample: Sample) -> str:
-    """An HTTP error, or a response that is no answer, in words."""
-    text = " ".join(sample.body.decode("utf-8", "replace").split())
-    return f"HTTP {sample.status}: {text[:200]}" if sample.status >= 300 else f"no answer in: {text[:200]}"
+def named(error: Exception) -> str:
+    """An exception in one line: its type, and its text if it has one."""
+    # urllib3 wraps the error of the last try in one that tells of the tries.
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, Exception):
+        error = reason
+    return ": ".join(filter(None, (type(error).__name__, _in_short(str(error)))))
+
+
+def _reason(sample: Sample, unreadable: str) -> str:
+    """An HTTP error, or a response that is no answer, in one line."""
+    if sample.status < 300:
+        return _in_short(unreadable) or "no answer"
+    return ": ".join(filter(None, (f"HTTP {sample.status}", _in_short(_complaint(sample.body)))))
+
+
+def _complaint(body: bytes) -> str:
+    """What a server says in an error: its message where that is found, else all of it."""
+    text = body.decode("utf-8", "replace")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(content, list) and content:
+        content = content[0]
+    if isinstance(content, dict):
+        content = content.get("error", content)
+    if isinstance(content, dict):
+        content = content.get("message", content.get("detail"))
+    return content if isinstance(content, str) else text
+
+
+def _in_short(text: str) -> str:
+    return " ".join(text.split())[:200]
 
 
 def seed_of(*parts: object) -> int:

@@ -14,6 +14,7 @@ from pytest_llm_determinism.settings import SettingError, Settings, Value
 
 if TYPE_CHECKING:
     from pytest_llm_determinism.analysis.compare import Comparison
+    from pytest_llm_determinism.budget import Budget
     from pytest_llm_determinism.company import Company
     from pytest_llm_determinism.sampling import Plan
     from pytest_llm_determinism.shapes import Rules
@@ -28,6 +29,7 @@ class Session:
         cli, file: settings given by flags and by ini.
         root: what relative paths of settings are relative to.
         company: the other workers of the session, if there are any.
+        budget: the live calls that may be made, and how fast; None where that is not limited.
         comparisons: named comparisons that plugins add; None until they were asked.
         output: gives what plugins know of APIs that we do not, if they know any.
         started_at: seconds since the epoch; under ``cache=refresh`` only newer samples count, so a test that is run
@@ -41,11 +43,20 @@ class Session:
         self.file = file
         self.root = root
         self.company = company
+        self.budget = self._budget()
         self.comparisons: Mapping[str, Callable[[str], object]] | None = None
         self.output: Callable[[], Hook | None] = lambda: None
         self.endpoint = Endpoint()
         self.started_at = time.time()
         self._store: SampleStore | None = None
+
+    def _budget(self) -> Budget | None:
+        settings = self.settings({})
+        if settings.max_calls is None and settings.rate is None:
+            return None
+        from pytest_llm_determinism.budget import Budget
+
+        return Budget(settings, None if self.company is None else self.company.folder)
 
     def value(self, name: str) -> Any:
         """The value of a setting that no marker can set."""
@@ -118,7 +129,9 @@ class Session:
         return float(self.started_at - settings.cache_ttl)
 
     def close(self) -> list[str]:
-        """Close the store; what a person should be told about it."""
+        """Close the store and the budget; what a person should be told about the store."""
+        if self.budget is not None:
+            self.budget.close()
         if self._store is None:
             return []
         store: Any = self._store

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pytest_llm_determinism.observe import active, httpx_seam
+from pytest_llm_determinism.observe import active, aiohttp_seam, httpx_seam, urllib3_seam
 from pytest_llm_determinism.observe.patching import installed
 from pytest_llm_determinism.sampling import Sampler
 
 __all__ = ["observing"]
 
-SEAMS = (httpx_seam.SEAM,)
+SEAMS = (httpx_seam.SEAM, urllib3_seam.SEAM, aiohttp_seam.SEAM)
 
 
 @contextlib.contextmanager

@@ -6,15 +6,28 @@ import contextlib
 import contextvars
 import time
 from collections.abc import Iterable, Iterator
+from urllib.parse import urlsplit
 
-from pytest_llm_determinism.observe import active
+from pytest_llm_determinism.observe import active, unseen
 from pytest_llm_determinism.observe.secrets import credentials, hidden, hidden_bytes
-from pytest_llm_determinism.sampling import Ask, Received
+from pytest_llm_determinism.sampling import Ask, Received, named
 from pytest_llm_determinism.shapes import CannotOverride, HookFailed, may_be_model_call, recognise
 from pytest_llm_determinism.shapes.framing import AMAZON, is_lines, is_sse
 from pytest_llm_determinism.store import Sample
 
 Headers = Iterable[tuple[str, str]]
+
+STAND_INS = frozenset(("respx", "pytest_httpx", "vcr", "pook", "mocket", "httpretty", "unittest"))
+"""Packages that answer in place of a server. What they say is nothing that a model said, and they may count their
+calls, so nothing of it is kept."""
+
+
+def written_in(function: object) -> str:
+    """The package with a function's code. Its ``__module__`` is that of what it replaces where functools.wraps was
+    used, as vcrpy does."""
+    module = getattr(function, "__globals__", {}).get("__name__") or getattr(function, "__module__", "")
+    return str(module).partition(".")[0]
+
 
 _outer: contextvars.ContextVar[str | None] = contextvars.ContextVar("outer", default=None)
 """The key of the request that is being sent in this context. A call inside it of the same method, URL and body is the
@@ -24,11 +37,19 @@ same exchange (one client built on another); any other is a call of its own (an 
 def is_watched(method: str, path: str, content_type: str | None) -> bool:
     """Whether a request may be an exchange of the active run; only then is its body looked at."""
     sampler = active.sampler
-    return sampler is not None and may_be_model_call(method, path, content_type or "", sampler.plan.rules)
+    if sampler is None:
+        return False
+    if may_be_model_call(method, path, content_type or "", sampler.plan.rules):
+        return True
+    unseen.passed(method, path)
+    return False
 
 
-def asked(method: str, url: str, body: bytes, headers: Headers) -> Ask | None:
+def asked(method: str, url: str, body: bytes, headers: Headers, stored: bool = True) -> Ask | None:
     """A request of the active run; None for every other, and for one that is seen already.
+
+    Args:
+        stored: whether answers are kept and replayed, see `Sampler.ask`.
 
     Raises:
         Refusal: it may not be sent.
@@ -42,14 +63,17 @@ def asked(method: str, url: str, body: bytes, headers: Headers) -> Ask | None:
         sampler.refuse(str(error))
     except CannotOverride as error:
         sampler.refuse(f"override cannot be set in a request of this test: {error}")
-    if call is None or _outer.get() == call.key:
+    if call is None:
+        unseen.passed(method, url)
+        return None
+    if _outer.get() == call.key:
         return None
     if call.rewritten and _is_signed(headers):
         sampler.refuse(
             f"override cannot be set in a request of this test: {call.family.name} requests are signed by the"
             " client, body and URL; set the value in the application"
         )
-    return sampler.ask(call)
+    return sampler.ask(call, stored)
 
 
 def _is_signed(headers: Headers) -> bool:
@@ -63,13 +87,19 @@ def exchange(ask: Ask, headers: Headers, url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        ask.failed(hidden(f"{type(error).__name__}: {error}", credentials(headers, url)))
+        ask.failed(hidden(_with_host(error, url), credentials(headers, url)))
         raise
     except BaseException:
         ask.abandoned()
         raise
     finally:
         _outer.reset(outer)
+
+
+def _with_host(error: Exception, url: str) -> str:
+    """What went wrong, and with whom: a connection's own error seldom says."""
+    text, split = named(error), urlsplit(url)
+    return text if (split.hostname or "") in text else f"{text} (asking {split.netloc.rpartition('@')[2]})"
 
 
 def received(

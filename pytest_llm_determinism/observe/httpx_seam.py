@@ -14,13 +14,24 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from pytest_llm_determinism import fanout
-from pytest_llm_determinism.observe.exchanges import asked, exchange, has_length, is_watched, pieces, received
+from pytest_llm_determinism.observe.exchanges import (
+    STAND_INS,
+    asked,
+    exchange,
+    has_length,
+    is_watched,
+    pieces,
+    received,
+    written_in,
+)
 from pytest_llm_determinism.observe.patching import Seam
 from pytest_llm_determinism.sampling import Ask, Received
 from pytest_llm_determinism.shapes import ModelCall
 
 _LIBRARIES = ("httpx", "httpx2")
-_OWN_PACKAGES = (*_LIBRARIES, "httpcore", "httpcore2")
+_OWN_PACKAGES = frozenset((*_LIBRARIES, "httpcore", "httpcore2"))
+_OVER_AIOHTTP = frozenset(("httpx_aiohttp", "openai", "litellm"))
+"""Packages with a transport over aiohttp, which goes to the network as the library's own does."""
 
 
 def _wrappers(module: Any) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
@@ -36,7 +47,7 @@ def _sync_send(original: Any, library: _Library) -> Any:
     def send(client: Any, request: Any, **options: Any) -> Any:
         if not is_watched(request.method, request.url.path, request.headers.get("content-type")):
             return original(client, request, **options)
-        ask = _ask(request, request.read())
+        ask = library.ask(client, request, request.read())
         if ask is None:
             return original(client, request, **options)
         with exchange(ask, request.headers.multi_items(), str(request.url)):
@@ -52,11 +63,11 @@ def _sync_send(original: Any, library: _Library) -> Any:
                     _patience(client, request),
                 )
             response = library.response(client, request, answer)
-            if not options.get("stream"):
-                response.read()
             if ask.known is not None:
                 for hook in client.event_hooks["response"]:
                     hook(response)
+            if not options.get("stream"):
+                response.read()
             ask.concluded(answer)
             return response
 
@@ -67,7 +78,7 @@ def _async_send(original: Any, library: _Library) -> Any:
     async def send(client: Any, request: Any, **options: Any) -> Any:
         if not is_watched(request.method, request.url.path, request.headers.get("content-type")):
             return await original(client, request, **options)
-        ask = _ask(request, await request.aread())
+        ask = library.ask(client, request, await request.aread())
         if ask is None:
             return await original(client, request, **options)
         with exchange(ask, request.headers.multi_items(), str(request.url)):
@@ -83,19 +94,15 @@ def _async_send(original: Any, library: _Library) -> Any:
                     _patience(client, request),
                 )
             response = library.response(client, request, answer)
-            if not options.get("stream"):
-                await response.aread()
             if ask.known is not None:
                 for hook in client.event_hooks["response"]:
                     await hook(response)
+            if not options.get("stream"):
+                await response.aread()
             ask.concluded(answer)
             return response
 
     return send
-
-
-def _ask(request: Any, body: bytes) -> Ask | None:
-    return asked(request.method, str(request.url), body, request.headers.multi_items())
 
 
 def _patience(client: Any, request: Any) -> float:
@@ -191,22 +198,30 @@ class _Library:
         response.elapsed = datetime.timedelta(seconds=sample.seconds)
         return response
 
-    def is_ordinary(self, client: Any, request: Any) -> bool:
-        """Whether calls go to the network by the library's own transport. A mock counts its calls, and a transport of
-        the application's own may do anything: they are asked only as often as the application asks."""
-        try:
-            transport = client._transport_for_url(request.url)
-            methods = [
-                getattr(type(layer), name)
-                for layer in (transport, transport._pool)
-                for name in ("handle_request", "handle_async_request")
-                if hasattr(type(layer), name)
-            ]
-        except AttributeError:
-            return False
-        return bool(methods) and all(
-            str(getattr(method, "__module__", "")).split(".")[0] in _OWN_PACKAGES for method in methods
+    def ask(self, client: Any, request: Any, body: bytes) -> Ask | None:
+        # An application that is reached without a network makes its own calls only when it is run.
+        transport = self._transport(client, request)
+        inside = (
+            isinstance(transport, self._module.MockTransport)
+            or hasattr(transport, "app")
+            or not STAND_INS.isdisjoint(_packages(transport))
         )
+        return asked(request.method, str(request.url), body, request.headers.multi_items(), stored=not inside)
+
+    def is_ordinary(self, client: Any, request: Any) -> bool:
+        """Whether calls go to the network by the library's own transport, or by one over aiohttp. A transport of the
+        application's own may do anything: it is asked only as often as the application asks."""
+        transport = self._transport(client, request)
+        packages = _packages(transport)
+        if hasattr(transport, "_pool"):
+            return packages <= _OWN_PACKAGES
+        return bool(packages) and packages <= _OVER_AIOHTTP
+
+    def _transport(self, client: Any, request: Any) -> Any:
+        try:
+            return client._transport_for_url(request.url)
+        except AttributeError:
+            return None
 
     def _to_send(self, client: Any, request: Any, call: ModelCall, own: bool) -> tuple[Any, Any]:
         if own and not call.rewritten:
@@ -236,3 +251,15 @@ class _Library:
         twin.__dict__.update(client.__dict__)
         twin.event_hooks = {}
         return twin
+
+
+def _packages(transport: Any) -> set[str]:
+    """The packages whose code handles the requests of a transport, whatever was patched into it."""
+    layers = [type(layer) for layer in (transport, getattr(transport, "_pool", None)) if layer is not None]
+    methods = [
+        getattr(layer, name)
+        for layer in layers
+        for name in ("handle_request", "handle_async_request")
+        if hasattr(layer, name)
+    ]
+    return set(map(written_in, methods))

@@ -396,7 +396,7 @@ def test_calls_from_other_threads_belong_to_the_run(server) -> None:
 def test_whoever_asks_what_is_not_a_model_call_is_left_alone(server) -> None:
     model = server("yes")
     with httpx.Client() as asking:
-        runs = sample(lambda: asking.post(f"{model.url}/embeddings", json={"input": "a"}), runs=5)
+        runs = sample(lambda: asking.post(f"{model.url}/moderations", json={"input": "a"}), runs=5)
     assert len(model.calls) == 5
     assert outputs(runs) == {()}
 

@@ -276,7 +276,7 @@ def test_equal_exchanges_are_one_object() -> None:
     ("received", "error"),
     [
         (Received(says("out of order", 500)), "HTTP 500: "),
-        (Received(Sample.of(200, [], b"<html>\n hello", 0, 0)), "no answer in: <html> hello"),
+        (Received(Sample.of(503, [], b"<html>\n hello", 0, 0)), "HTTP 503: <html> hello"),
         (Received(says("half"), broken=OSError("reset")), "OSError: reset"),
     ],
 )

@@ -1,0 +1,173 @@
+"""What runs did that is no model call to any seam: requests, connections, programs.
+
+A test without a model call is told from it what was there instead. It decides nothing, and is not complete: of a
+connection that was open before, or is opened by a library written in C, nothing is heard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+MOST = 4
+"""Things of one kind that are kept: a message names a few, and a body may open thousands."""
+
+_EVENTS = frozenset(
+    ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.posix_spawn", "os.system", "os.fork")
+)
+
+_OPENERS = frozenset(("anyio._core._sockets", "trio._highlevel_open_tcp_stream"))
+_PACKAGES = frozenset(("aiohappyeyeballs", "aiohttp", "httpcore", "httpcore2", "multiprocessing", "urllib3"))
+"""Modules and packages whose connections need no mention: requests that go over them are seen by a seam."""
+
+_LOADED = {
+    "grpc": "grpc is loaded, whose calls cannot be observed",
+    "multiprocessing.popen_forkserver": "multiprocessing is in use, whose processes cannot be observed",
+    "multiprocessing.popen_spawn_posix": "multiprocessing is in use, whose processes cannot be observed",
+    "multiprocessing.popen_spawn_win32": "multiprocessing is in use, whose processes cannot be observed",
+}
+"""What leaves no trace but that it was imported."""
+
+
+@dataclass(slots=True)
+class Unseen:
+    """What was noted, each kind in order of appearance, at most `MOST` of it.
+
+    Attributes:
+        requests: requests that passed a seam and are no known model call, such as ``POST https://host/path``.
+        connections: where connections were opened to by something that no seam sees, ``host:port`` or a path.
+        programs: names of programs that were started, without their arguments.
+        forked: whether this process was forked.
+        repeated: whether an experiment was made within this one.
+    """
+
+    requests: dict[str, None] = field(default_factory=dict)
+    connections: dict[str, None] = field(default_factory=dict)
+    programs: dict[str, None] = field(default_factory=dict)
+    forked: bool = False
+    repeated: bool = False
+    _names: dict[int, str] = field(default_factory=dict)
+    """The host that was last looked up, by port."""
+
+    def clauses(self) -> tuple[str, ...]:
+        """What cannot be observed, each a clause for a message."""
+        found = []
+        if self.programs:
+            found.append(f"the body started the program{_s(self.programs)} {_listed(self.programs)}")
+        if self.forked:
+            found.append("the body forked a process, in which nothing can be observed")
+        if self.repeated:
+            found.append("the body called determinism.repeat, whose model calls are no part of its own output")
+        if self.connections:
+            opened = "connections" if len(self.connections) > 1 else "a connection"
+            found.append(f"the body opened {opened} to {_listed(self.connections)} in a way that cannot be observed")
+        return (*found, *dict.fromkeys(text for module, text in _LOADED.items() if module in sys.modules))
+
+    def heard(self, event: str, arguments: Sequence[Any]) -> None:
+        if event == "socket.getaddrinfo":
+            host, port = arguments[:2]
+            if isinstance(host, str) and isinstance(port, int):
+                self._names[port] = host
+        elif event == "socket.connect":
+            where = self._place(*arguments)
+            if where is not None and not _is_seen(sys._getframe(2)):
+                _note(self.connections, where)
+        elif event == "os.fork":
+            self.forked = True
+        else:
+            _note(self.programs, _program(event, arguments))
+
+    def _place(self, opened: Any, address: Any) -> str | None:
+        if not opened.type & socket.SOCK_STREAM:
+            return None
+        if not isinstance(address, tuple):
+            return str(address) or None
+        host, port = address[:2]
+        host = str(self._names.get(port, host))
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_current: Unseen | None = None
+_hears = False
+
+
+@contextlib.contextmanager
+def noting(unseen: Unseen) -> Iterator[None]:
+    """While open, note what this process does. A second one nests in the first."""
+    global _current, _hears
+    if not _hears:
+        sys.addaudithook(_hear)
+        _hears = True
+    if _current is not None:
+        _current.repeated = True
+    outer, _current = _current, unseen
+    try:
+        yield
+    finally:
+        _current = outer
+
+
+def passed(method: str, url: str) -> None:
+    """A request passed a seam and is no model call that is known.
+
+    Args:
+        url: with or without its origin; what follows the path is not kept, nor what looks like a secret in the path.
+    """
+    if _current is not None and len(_current.requests) < MOST:
+        place = re.split(r"[?#]", url, maxsplit=1)[0]
+        _note(_current.requests, f"{method} {_TOKEN.sub('…', re.sub('//[^/]*@', '//', place))}")
+
+
+_TOKEN = re.compile(r"(?<=/)(?=[^/]*[a-z])(?=[^/]*[A-Z])(?=[^/]*\d)[^/]{20,}")
+"""A long part of a path that mixes capitals, small letters and digits, as secrets in the addresses of webhooks do."""
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    # An audit hook stays for as long as the process, and hears every import and file that is opened.
+    if _current is None or event not in _EVENTS:
+        return
+    with contextlib.suppress(Exception):  # what it raised would be raised in the application
+        _current.heard(event, arguments)
+
+
+def _is_seen(frame: types.FrameType | None) -> bool:
+    """Whether a connection is opened by a library that a seam watches, or by Python for itself."""
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module in _OPENERS or module.partition(".")[0] in _PACKAGES:
+            return True
+        if module == "socket" and frame.f_code.co_name.endswith("socketpair"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _program(event: str, arguments: Sequence[Any]) -> str:
+    """The name of a program alone: its arguments, and what stands before it in a command, may be secret."""
+    if event == "os.system":
+        command = arguments[0]
+        named = (command.decode(errors="replace") if isinstance(command, bytes) else command).split()[0]
+        return PurePath(named).name if re.fullmatch(r"[\w./+-]+", named) else "a shell"
+    executable, argv = arguments[:2]
+    named = executable or (argv if isinstance(argv, (str, bytes)) else argv[0])
+    return PurePath(named.decode(errors="replace") if isinstance(named, bytes) else named).name
+
+
+def _note(noted: dict[str, None], text: str) -> None:
+    if len(noted) < MOST:
+        noted[text] = None
+
+
+def _listed(noted: dict[str, None]) -> str:
+    return ", ".join(noted)
+
+
+def _s(noted: dict[str, None]) -> str:
+    return "s" if len(noted) > 1 else ""
