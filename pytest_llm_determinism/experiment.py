@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pytest_llm_determinism.analysis.compare import Comparison
@@ -59,7 +60,7 @@ def experiment(
         calls=calls,
         usage=_usage(items),
         seconds=seconds,
-        error_messages=_by_text((run.index, run.error) for run in runs if run.error is not None),
+        error_messages=_by_kind((run.index, run.error) for run in runs if run.error is not None),
         failures=_by_text(failures),
     )
 
@@ -83,6 +84,19 @@ def _usage(items: Sequence[Outcome]) -> Usage:
     sent = [exchange.input_tokens for exchange in exchanges if exchange.input_tokens is not None]
     received = [exchange.output_tokens for exchange in exchanges if exchange.output_tokens is not None]
     return Usage(sum(sent) if sent else None, sum(received) if received else None)
+
+
+_VARIABLE = re.compile(r"\S*\d\S*")
+"""Words of an error that differ from call to call: ids, times, counts."""
+
+
+def _by_kind(errors: Iterable[tuple[int, str]]) -> tuple[BodyFailure, ...]:
+    """API errors with their runs; those that differ in nothing but ids and numbers are told by the first of them."""
+    runs: dict[tuple[str, str], tuple[str, list[int]]] = {}
+    for index, text in errors:
+        name, _, rest = text.partition(":")
+        runs.setdefault((name, _VARIABLE.sub("", rest)), (text, []))[1].append(index)
+    return tuple(BodyFailure(text, tuple(indices)) for text, indices in runs.values())
 
 
 def _by_text(failures: Iterable[tuple[int, str]]) -> tuple[BodyFailure, ...]:

@@ -7,6 +7,7 @@ import datetime
 import json
 import sys
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any
 
 import pytest
@@ -18,7 +19,11 @@ from pytest_llm_determinism.report.text import explain
 from pytest_llm_determinism.results import TestResult
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Settings
+from pytest_llm_determinism.subtests import Held, Subtest
 from pytest_llm_determinism.verdict import NONDETERMINISTIC, PASSED, VERDICTS
+
+_JUDGED = pytest.StashKey[tuple[str, BaseException, TracebackType | None]]()
+"""Of a nondeterministic item its result, and what it failed with."""
 
 
 @contextlib.contextmanager
@@ -32,11 +37,27 @@ def gate(item: pytest.Item, session: Session, settings: Settings, keep: Callable
     before = vars(item).get("runtest")
 
     def runtest() -> None:
+        if _JUDGED in item.stash:
+            # A test that is run again after it failed (pytest-rerunfailures) gets no second chance to answer alike.
+            record, failure, traceback = item.stash[_JUDGED]
+            keep(record)
+            raise failure.with_traceback(traceback)
         repeater = Repeater(session, settings, session.comparison(settings), _is_failure)
-        repeater.run(lambda: _run_once(item, original))
-        result = _heard(item, repeater.result(item.nodeid))
-        keep(json.dumps(result.to_json()))
-        _conclude(repeater, result)
+        subtests = Held(item)
+        try:
+            with subtests:
+                repeater.run(lambda: _run_once(item, original, subtests))
+        finally:
+            subtests.tell(_failed_subtests(repeater))
+        result = _heard(item, repeater.result(_nodeid(item)))
+        record = json.dumps(result.to_json())
+        keep(record)
+        try:
+            _conclude(repeater, result)
+        except BaseException as failure:
+            if result.verdict == NONDETERMINISTIC:
+                item.stash[_JUDGED] = record, failure, failure.__traceback__
+            raise
 
     item.runtest = runtest  # type: ignore[method-assign]
     try:
@@ -48,7 +69,12 @@ def gate(item: pytest.Item, session: Session, settings: Settings, keep: Callable
             item.runtest = before  # type: ignore[method-assign]
 
 
-def _run_once(item: pytest.Item, runtest: Callable[[], None]) -> None:
+def _run_once(item: pytest.Item, runtest: Callable[[], None], subtests: Held) -> None:
+    with subtests.raising(lambda error: _is_failure(error, not_first=True)):
+        _run_body(item, runtest)
+
+
+def _run_body(item: pytest.Item, runtest: Callable[[], None]) -> None:
     runtest()
     instance: Any = getattr(item, "instance", None)
     # Under --pdb pytest puts a test case's tearDown off until the item's own teardown; the next run needs it now.
@@ -66,6 +92,13 @@ def _run_once(item: pytest.Item, runtest: Callable[[], None]) -> None:
         instance._asyncioRunner = None
     if reported:
         raise reported[0].value.with_traceback(reported[0].tb)
+
+
+def _nodeid(item: pytest.Item) -> str:
+    """The item's node id without the ``@group`` that xdist adds to it under ``--dist=loadgroup``: results of a session
+    are compared with those of sessions without xdist."""
+    plain = f"{item.parent.nodeid}::{item.name}" if item.parent is not None else item.nodeid
+    return plain if item.nodeid.startswith(f"{plain}@") else item.nodeid
 
 
 def _is_skip(error: BaseException) -> bool:
@@ -97,16 +130,30 @@ def _heard(item: pytest.Item, result: TestResult) -> TestResult:
     return result
 
 
+def _failed_subtests(repeater: Repeater) -> list[Subtest]:
+    """Each subtest that failed, once for each way it did, with a note in which runs."""
+    failed = []
+    for failure in repeater.failures.values():
+        if failure.subtest is not None:
+            failure.error.add_note(failure_note(failure, repeater.settings.runs))
+            failed.append(failure.subtest)
+    return failed
+
+
 def _conclude(repeater: Repeater, result: TestResult) -> None:
     """Raise what the test ends with, if it does not pass."""
     text = "" if result.verdict == PASSED else explain(result, datetime.datetime.now(datetime.UTC))
-    failures = sorted(repeater.failures.values(), key=lambda failure: _is_skip(failure.error))
+    failures = [failure for failure in repeater.failures.values() if failure.subtest is None]
+    failures.sort(key=lambda failure: _is_skip(failure.error))
     if failures and not _is_skip(failures[0].error):
         raise _with_notes(failures, repeater.settings.runs, text)
     if result.verdict == NONDETERMINISTIC:
         raise Nondeterministic(text)
     if result.verdict != PASSED:
         raise Inconclusive(text)
+    names = {failure.name for failure in repeater.failures.values() if failure.subtest is not None}
+    if names:
+        pytest.fail(f"contains {len(names)} failed subtest{'s' if len(names) > 1 else ''}", pytrace=False)
     if failures:
         raise failures[0].error
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from traceback import walk_tb
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pytest_llm_determinism.analysis.compare import Comparison
 from pytest_llm_determinism.analysis.findings import load_sensitive
 from pytest_llm_determinism.analysis.groups import Outcome, group, missing_calls, outcomes
 from pytest_llm_determinism.experiment import experiment
 from pytest_llm_determinism.observe import active, observing
+from pytest_llm_determinism.observe.unseen import Unseen, noting
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.results import CallCount, Experiment, TestResult
 from pytest_llm_determinism.runs import Run
@@ -22,6 +24,18 @@ from pytest_llm_determinism.sampling import Plan, Sampler, seed_of
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Settings
 from pytest_llm_determinism.verdict import Evidence, judge
+
+if TYPE_CHECKING:
+    from pytest_llm_determinism.subtests import Subtest
+
+
+class SubtestsFailed(Exception):
+    """What a body ends in that went on after failures of its subtests, with what it raised itself."""
+
+    def __init__(self, subtests: Sequence[Subtest], own: BaseException | None) -> None:
+        super().__init__(f"{len(subtests)} failed subtests")
+        self.subtests = subtests
+        self.own = own
 
 
 @dataclass(slots=True)
@@ -34,6 +48,12 @@ class Failure:
     """(load, attempt) → indices of the runs that ended in it."""
     varies: bool = False
     """Whether the text was another in some of these runs, as that of an assertion that quotes the answer."""
+    subtest: Subtest | None = None
+    """The subtest that it ended, if it did not end the body."""
+
+    @property
+    def name(self) -> str | None:
+        return None if self.subtest is None else self.subtest.name
 
 
 @dataclass(slots=True)
@@ -72,6 +92,7 @@ class Repeater:
         self._sampled: list[_Sampled] = []
         self._counts: Counter[Hashable] = Counter()
         self._first: Run | None = None
+        self._unseen = Unseen()
 
     def run(self, body: Callable[[], object]) -> None:
         with contextlib.closing(self.runs()) as scopes:
@@ -96,12 +117,12 @@ class Repeater:
     def _experiment(self, load: str, attempt: int) -> Generator[_RunScope]:
         settings = self.settings
         plan = self._session.plan(settings, load, attempt, settings.runs, seed_of(load, attempt))
-        sampler = Sampler(plan, self._session.store(settings))
+        sampler = Sampler(plan, self._session.store(settings), self._session.budget)
         sampled = _Sampled(plan, CallCount(0, 0, None), sampler.requests)
         self._sampled.append(sampled)
         started = time.perf_counter()
         try:
-            with self._admitted(load), observing(sampler):
+            with self._admitted(load), observing(sampler), noting(self._unseen):
                 for index in range(plan.runs):
                     yield _RunScope(self, sampler, sampled, index)
                     if self._is_over():
@@ -126,14 +147,24 @@ class Repeater:
             for item in outcomes([run], self._first):
                 self._counts[self._comparison.key(item.output)] += 1
 
-    def _failed(self, sampled: _Sampled, index: int, error: BaseException) -> None:
+    def _failed(self, sampled: _Sampled, index: int, error: BaseException, subtest: Subtest | None = None) -> None:
+        if isinstance(error, SubtestsFailed):
+            for failed in error.subtests:
+                self._failed(sampled, index, failed.error, failed)
+            if error.own is not None:
+                self._failed(sampled, index, error.own)
+            return
+        name = None if subtest is None else subtest.name
         text = f"{type(error).__name__}: {error}"
-        sampled.failures.append((index, text))
-        place = (type(error), tuple((frame.f_code, line) for frame, line in walk_tb(error.__traceback__)))
-        known = next((failure for failure in self.failures.values() if failure.text == text), None)
-        failure = known or self.failures.setdefault(place, Failure(error, text))
+        sampled.failures.append((index, text if name is None else f"{name}: {text}"))
+        place = (name, type(error), tuple((frame.f_code, line) for frame, line in walk_tb(error.__traceback__)))
+        same = (failure for failure in self.failures.values() if (failure.name, failure.text) == (name, text))
+        failure = next(same, None) or self.failures.setdefault(place, Failure(error, text, subtest=subtest))
         failure.varies |= failure.text != text
-        failure.runs.setdefault((sampled.plan.load, sampled.plan.attempt), []).append(index)
+        runs = failure.runs.setdefault((sampled.plan.load, sampled.plan.attempt), [])
+        # One subtest may fail several times in one run.
+        if index not in runs[-1:]:
+            runs.append(index)
 
     def _is_over(self) -> bool:
         """Whether further runs cannot change what becomes of the test."""
@@ -172,8 +203,11 @@ class Repeater:
             counts=[found.count for found in groups],
             parted=len(group([item for item in heard if id(item) not in short], self._comparison)),
             missing=missing[0] if missing else None,
-            silent=[item.run.index for item in together if not item.output.parts and not item.run.broken_off],
+            silent=[item for item in together if not item.output.parts and not item.run.broken_off],
             refusal=self.refusal,
+            titles=_titles(experiments, items) if len(experiments) > 1 else {},
+            passed=tuple(self._unseen.requests),
+            unseen=self._unseen.clauses(),
         )
         verdict = judge(settings, evidence)
         return TestResult(
@@ -213,6 +247,10 @@ class Repeater:
             seconds=sampled.seconds,
             failures=sampled.failures,
         )
+
+
+def _titles(experiments: tuple[Experiment, ...], items: list[list[Outcome]]) -> dict[int, str]:
+    return {id(item): found.title for found, made in zip(experiments, items, strict=True) for item in made}
 
 
 def _with_load_finding(

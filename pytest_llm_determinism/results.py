@@ -87,6 +87,11 @@ class Experiment:
     error_messages: tuple[BodyFailure, ...] = ()
     failures: tuple[BodyFailure, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """``burst``, or ``burst, attempt 2`` for a repetition."""
+        return self.load + (f", attempt {self.attempt + 1}" if self.attempt else "")
+
     def to_json(self) -> dict[str, Any]:
         record: dict[str, Any] = _record(self)
         return record

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from pytest_llm_determinism.analysis.groups import MissingCall
+from pytest_llm_determinism.analysis.groups import MissingCall, Outcome
 from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower, percent
 from pytest_llm_determinism.results import Experiment
 from pytest_llm_determinism.settings import Settings
@@ -41,14 +41,20 @@ class Evidence:
         missing: runs that made no call where others did.
         silent: runs that got through without any output while others had one.
         refusal: why a call was not made, if one was refused.
+        titles: the experiment of an outcome, by its id, where there are several.
+        passed: requests that were seen and are no known model call.
+        unseen: what was noticed of what cannot be observed, each a clause.
     """
 
     experiments: Sequence[Experiment]
     counts: Sequence[int]
     parted: int
     missing: MissingCall | None = None
-    silent: Sequence[int] = ()
+    silent: Sequence[Outcome] = ()
     refusal: str | None = None
+    titles: Mapping[int, str] = field(default_factory=dict)
+    passed: Sequence[str] = ()
+    unseen: Sequence[str] = ()
 
 
 def judge(settings: Settings, evidence: Evidence) -> Verdict:
@@ -85,31 +91,22 @@ def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
         return Verdict(INCONCLUSIVE, evidence.refusal)
     if errors > settings.max_errors:
         worst = max(experiments, key=lambda found: found.errors)
-        first = worst.error_messages[0]
+        where = f" under {worst.title}" if len(experiments) > 1 else ""
+        error = max(worst.error_messages, key=lambda kind: len(kind.runs)).error
         return Verdict(
             INCONCLUSIVE,
-            f"{errors} of {worst.runs} runs ended in an API error, max_errors={settings.max_errors}: {first.error}",
+            f"{errors} of {worst.runs} runs{where} ended in an API error, max_errors={settings.max_errors}: {error}",
             settings.quote("max_errors"),
-            TEMPERATURE_ADVICE
-            if "HTTP 400" in first.error and "temperature" in first.error
-            else "look at the error; samples that arrived are kept, so a rerun asks only for the others",
+            _error_advice(settings, error),
         )
     if not evidence.counts and (not errors or any(found.completed for found in experiments)):
-        return Verdict(
-            INCONCLUSIVE,
-            "no model call was observed and nothing was recorded",
-            None,
-            "check that the body asks a model; one that is reached by something that cannot be observed"
-            " (a subprocess, gRPC, raw sockets) has its answer recorded with the fixture:"
-            " determinism.record(answer)",
-        )
+        return _nothing_observed(evidence)
     if evidence.missing is not None:
         missing = evidence.missing
         return Verdict(
             INCONCLUSIVE,
-            f"{runs_in_words([item.run.index for item in missing.missing])} made no model call at step"
-            f" {missing.step + 1}, where {runs_in_words([item.run.index for item in missing.made])} did, although"
-            " nothing had parted them",
+            f"{_which(missing.missing, evidence)} made no model call at step {missing.step + 1}, where"
+            f" {_which(missing.made, evidence)} did, although nothing had parted them",
             None,
             "an application's own response cache (such as functools.cache) hides repeated calls; switch it off or"
             " clear it in the body, so that every run asks",
@@ -117,7 +114,7 @@ def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
     if evidence.silent:
         return Verdict(
             INCONCLUSIVE,
-            f"{runs_in_words(evidence.silent)} had no output, while others had one",
+            f"{_which(evidence.silent, evidence)} had no output, while others had one",
             None,
             "let every run ask the model, or call determinism.record(value) in every run",
         )
@@ -130,6 +127,54 @@ def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
             "raise runs, or look at the errors",
         )
     return None
+
+
+def _error_advice(settings: Settings, error: str) -> str:
+    if "HTTP 400" in error and "temperature" in error:
+        return TEMPERATURE_ADVICE
+    kept = "samples that arrived are kept, so a rerun asks only for the others"
+    if "HTTP 429" in error:
+        return f"ask less at once than {settings.quote('concurrency')}, or let the client retry; {kept}"
+    if "Event loop is closed" in error:
+        return "an async client was kept over several event loops: make one for each, or make the test async"
+    return f"look at the error; {kept}"
+
+
+def _which(items: Sequence[Outcome], evidence: Evidence) -> str:
+    """``runs 1, 2``, or where several experiments are judged together, ``run 1 under solo and run 2 under burst``."""
+    by_title: dict[str, list[int]] = {}
+    for item in items:
+        by_title.setdefault(evidence.titles.get(id(item), ""), []).append(item.run.index)
+    return " and ".join(
+        runs_in_words(indices) + (f" under {title}" if title else "") for title, indices in by_title.items()
+    )
+
+
+def _nothing_observed(evidence: Evidence) -> Verdict:
+    """No output at all, with what was there instead of a model call."""
+    known = "are no known model calls" if len(evidence.passed) > 1 else "is no known model call"
+    noticed = [f"{' and '.join(evidence.passed)} {known}"] if evidence.passed else []
+    noticed += evidence.unseen
+    if not noticed:
+        return Verdict(
+            INCONCLUSIVE,
+            "no model call was observed and nothing was recorded",
+            None,
+            "check that the body asks a model, and not a cache; one that is reached by something that cannot be"
+            " observed (a subprocess, gRPC, raw sockets) has its answer recorded with the fixture:"
+            " determinism.record(answer)",
+        )
+    how = (
+        "read its answer with the hook pytest_determinism_output, or record it"
+        if evidence.passed
+        else "record its answer"
+    )
+    return Verdict(
+        INCONCLUSIVE,
+        f"no model call was observed: {'; '.join(noticed)}",
+        None,
+        f"if a model is asked that way, {how} with the fixture: determinism.record(answer)",
+    )
 
 
 def _too_little_agreement(settings: Settings, evidence: Evidence, shape: str) -> Verdict | None:

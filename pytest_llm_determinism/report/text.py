@@ -14,6 +14,7 @@ from pytest_llm_determinism.verdict import runs_in_words
 
 SHOWN_GROUPS = 6
 SHOWN_BRANCHES = 6
+SHOWN_ERRORS = 6
 
 
 def explain(result: TestResult, now: datetime.datetime) -> str:
@@ -26,6 +27,8 @@ def explain(result: TestResult, now: datetime.datetime) -> str:
         lines.extend(f"  {finding.code}: {finding.message}" for finding in experiment.findings if finding not in told)
         told.update(experiment.findings)
     lines.extend(("", f"verdict     {result.verdict}"))
+    if overridden(result):
+        lines.append(f"override    {overridden(result)}")
     if result.decided_by:
         lines.append(f"decided by  {result.decided_by}")
     if result.advice:
@@ -44,8 +47,7 @@ def _printable(line: str) -> str:
 
 
 def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
-    shown = f", {bound(experiment)}" if experiment.groups else ""
-    lines = [f"under {title(experiment)}: {experiment.unique} unique of {experiment.completed} runs{shown}"]
+    lines = [f"under {experiment.title}: {_in_all(experiment)}"]
     width = len(str(max((group.count for group in experiment.groups), default=0)))
     for group in experiment.groups[:SHOWN_GROUPS]:
         part = _parting_part(experiment, group)
@@ -54,11 +56,35 @@ def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
         start = 0 if other is group else len(common_prefix([part, _parting_part(experiment, other)]))
         which = "" if group.count > 8 or group.count == experiment.completed else f"  ({runs_in_words(group.runs)})"
         lines.append(f"  {group.count:>{width}} × “{excerpt(part, start)}”{which}")
+        if group.reasoning:
+            lines.append(f"  {'':>{width}}   reasoning: “{excerpt(group.reasoning)}”")
     if len(experiment.groups) > SHOWN_GROUPS:
         lines.append(f"  … and {len(experiment.groups) - SHOWN_GROUPS} more groups")
     lines.extend(_divergence(experiment))
-    lines.extend(f"  {failure.error}: {runs_in_words(failure.runs)}" for failure in experiment.error_messages)
+    lines.extend(_errors(experiment))
     lines.append(f"  {calls(experiment, now)}; seed {experiment.seed}")
+    return lines
+
+
+def _in_all(experiment: Experiment) -> str:
+    if experiment.groups:
+        return f"{experiment.unique} unique of {experiment.completed} runs, {bound(experiment)}"
+    if experiment.completed:
+        return f"no output in {experiment.completed} run{'' if experiment.completed == 1 else 's'}"
+    return f"none of {experiment.runs} runs completed"
+
+
+def _errors(experiment: Experiment) -> list[str]:
+    """One line for each kind of API error: how often, the first of it, in which runs; the most frequent first."""
+    kinds = sorted(experiment.error_messages, key=lambda kind: -len(kind.runs))
+    width = len(str(len(kinds[0].runs))) if kinds else 0
+    lines = []
+    for kind in kinds[:SHOWN_ERRORS]:
+        count = len(kind.runs)
+        which = "" if count > 8 or count == experiment.runs else f"  ({runs_in_words(kind.runs)})"
+        lines.append(f"  {count:>{width}} × {kind.error}{which}")
+    if len(kinds) > SHOWN_ERRORS:
+        lines.append(f"  … and {len(kinds) - SHOWN_ERRORS} more kinds of errors")
     return lines
 
 
@@ -85,9 +111,9 @@ def _divergence(experiment: Experiment) -> list[str]:
     return lines
 
 
-def title(experiment: Experiment) -> str:
-    """``burst``, or ``burst, attempt 2`` for a repetition."""
-    return experiment.load + (f", attempt {experiment.attempt + 1}" if experiment.attempt else "")
+def overridden(result: TestResult) -> str:
+    """What was set in the requests of the application: ``seed=7, temperature=0``; empty if nothing was."""
+    return ", ".join(result.settings.get("override", {}).get("value") or ())
 
 
 def bound(experiment: Experiment) -> str:
@@ -137,5 +163,6 @@ def _row(result: TestResult, now: datetime.datetime) -> tuple[str, str, str, str
     codes = dict.fromkeys(finding.code for experiment in result.experiments for finding in experiment.findings)
     loads = ",".join(dict.fromkeys(experiment.load for experiment in result.experiments))
     origins = dict.fromkeys(calls(experiment, now) for experiment in result.experiments)
-    notes = "; ".join((f"under {loads}", bound(worst), *origins, *codes))
+    override = (f"override {overridden(result)}",) if overridden(result) else ()
+    notes = "; ".join((f"under {loads}", *override, bound(worst), *origins, *codes))
     return result.verdict, result.nodeid, reason, notes

@@ -133,3 +133,47 @@ def test_one_loop_for_each():
         "test_gated[trio]": 5,
     }
     assert len(model.calls) == 2 * (15 + 4)
+
+
+SCOPE = """
+@pytest.mark.asyncio(loop_scope="SCOPE")
+@pytest.mark.deterministic(runs=3)
+class TestSCOPE:
+    async def test_first(self):
+        await ask("SCOPE, first")
+        loops["SCOPE"].append(asyncio.get_running_loop())
+
+    async def test_second(self):
+        await ask("SCOPE, second")
+        loops["SCOPE"].append(asyncio.get_running_loop())
+"""
+
+
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+def test_loops_of_every_scope_are_shared_as_without_the_marker(project: Project, server, mode: str) -> None:
+    model = server("Paris.")
+    scopes = ("function", "class", "module", "package", "session")
+    project.write(
+        """
+import asyncio, collections, openai, pytest
+
+loops = collections.defaultdict(list)
+
+async def ask(prompt):
+    async with openai.AsyncOpenAI(max_retries=0) as client:
+        messages = [{"role": "user", "content": prompt}]
+        await client.chat.completions.create(model="m", messages=messages, temperature=0)
+"""
+        + "".join(SCOPE.replace("SCOPE", scope) for scope in scopes)
+        + """
+def test_loops():
+    assert {scope: len(met) for scope, met in loops.items()} == dict.fromkeys(loops, 6)
+    assert all(len(set(met[:3])) == len(set(met[3:])) == 1 for met in loops.values())
+    assert {scope for scope, met in loops.items() if met[0] is met[-1]} == {"class", "module", "package", "session"}
+"""
+    )
+    found = project.report(f"--asyncio-mode={mode}", *STRICT, url=model.url)
+
+    found["result"].assert_outcomes(passed=11)
+    assert {test["verdict"] for test in found["tests"].values()} == {"passed"}
+    assert len(model.calls) == 10 * 3

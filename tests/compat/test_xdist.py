@@ -16,6 +16,7 @@ from app import ask
 def test_stable(topic):
     assert ask(topic)
 
+@pytest.mark.xdist_group("a name that reports do not show")
 @pytest.mark.deterministic(runs=6)
 def test_unstable(determinism, numbers=iter("aabaab")):
     determinism.record(next(numbers))

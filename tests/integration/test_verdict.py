@@ -211,7 +211,7 @@ def test_raised():
     )
     found = project.report("--determinism-load=solo", "--determinism-cache=off", url=model.url)
 
-    error = 'HTTP 500: {"error": {"message": "out of memory"}}'
+    error = "HTTP 500: out of memory"
     assert verdicts(found) == {
         "test_none_allowed": (
             "inconclusive",
@@ -226,7 +226,7 @@ def test_raised():
     experiment = found["tests"]["test_none_allowed"]["experiments"][0]
     assert (experiment["runs"], experiment["completed"], experiment["errors"]) == (6, 4, 2)
     assert experiment["groups"][0]["runs"] == [0, 1, 3, 5]
-    found["result"].stdout.fnmatch_lines([f"  {error}: runs 2, 4"])
+    found["result"].stdout.fnmatch_lines([f"  2 × {error}  (runs 2, 4)"])
     found["result"].stdout.fnmatch_lines(["decided by  max_errors=0 (default)"])
 
 

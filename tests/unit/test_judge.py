@@ -53,11 +53,14 @@ def experiment(*counts, errors=(), load="burst", live=30, findings=(), confidenc
     )
 
 
-def evidence(*experiments, counts=None, parted=None, **more):
-    """What experiments showed; `counts` are the groups over all, needed where there is not one in the first."""
+def evidence(*experiments, counts=None, parted=None, silent=(), **more):
+    """What experiments showed; `counts` are the groups over all, needed where there is not one in the first, `silent`
+    runs without output."""
     if counts is None:
         counts = [found.completed for found in experiments[:1] if found.unique]
-    return Evidence(experiments, counts, len(counts) if parted is None else parted, **more)
+    return Evidence(
+        experiments, counts, len(counts) if parted is None else parted, silent=[*map(outcome, silent)], **more
+    )
 
 
 def outcome(index):
@@ -261,7 +264,7 @@ def test_more_errors_than_allowed():
 def test_the_experiment_with_the_most_errors_is_told():
     both = experiment(9, errors=[("HTTP 500: ", [4])], load="solo"), experiment(8, errors=[("HTTP 429: ", [4, 5])])
     found = judge(settings(max_errors=1), evidence(*both, counts=[17]))
-    assert found.reason == "2 of 10 runs ended in an API error, max_errors=1: HTTP 429: "
+    assert found.reason == "2 of 10 runs under burst ended in an API error, max_errors=1: HTTP 429: "
     assert found.decided_by == "max_errors=1 (@pytest.mark.deterministic)"
 
 
@@ -281,18 +284,80 @@ def test_another_error_is_not_taken_for_that(error):
     assert found.advice == "look at the error; samples that arrived are kept, so a rerun asks only for the others"
 
 
+def test_the_most_frequent_error_is_told():
+    failed = experiment(27, errors=[("TimeoutError", [9]), ("HTTP 500: overloaded", [4, 5])])
+    assert judge(settings(), evidence(failed)).reason.endswith("max_errors=0: HTTP 500: overloaded")
+
+
+KEPT = "samples that arrived are kept, so a rerun asks only for the others"
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("HTTP 429: slow down", f"ask less at once than concurrency=8 (default), or let the client retry; {KEPT}"),
+        ("HTTP 500: sorry", f"look at the error; {KEPT}"),
+        (
+            "RuntimeError: Event loop is closed (asking api.test)",
+            "an async client was kept over several event loops: make one for each, or make the test async",
+        ),
+    ],
+)
+def test_what_to_do_about_an_error(error, advice):
+    assert judge(settings(), evidence(experiment(errors=[(error, [0])]))).advice == advice
+
+
 SILENCE = Verdict(
     "inconclusive",
     "no model call was observed and nothing was recorded",
     None,
-    "check that the body asks a model; one that is reached by something that cannot be observed (a subprocess, gRPC,"
-    " raw sockets) has its answer recorded with the fixture: determinism.record(answer)",
+    "check that the body asks a model, and not a cache; one that is reached by something that cannot be observed (a"
+    " subprocess, gRPC, raw sockets) has its answer recorded with the fixture: determinism.record(answer)",
 )
 
 
 def test_no_output_at_all():
     assert judge(settings(), evidence(experiment(completed=30, live=0))) == SILENCE
     assert judge(settings(), evidence()) == SILENCE
+
+
+RECORD = "if a model is asked that way, record its answer with the fixture: determinism.record(answer)"
+READ = (
+    "if a model is asked that way, read its answer with the hook pytest_determinism_output, or record it with the"
+    " fixture: determinism.record(answer)"
+)
+
+
+@pytest.mark.parametrize(
+    ("noticed", "reason", "advice"),
+    [
+        ({"unseen": ["grpc is loaded"]}, "grpc is loaded", RECORD),
+        ({"passed": ["POST /a"]}, "POST /a is no known model call", READ),
+        ({"passed": ["POST /a", "GET /b"]}, "POST /a and GET /b are no known model calls", READ),
+        (
+            {"passed": ["POST /a"], "unseen": ["this", "that"]},
+            "POST /a is no known model call; this; that",
+            READ,
+        ),
+    ],
+)
+def test_what_was_there_instead_of_a_model_call(noticed, reason, advice):
+    found = judge(settings(), evidence(experiment(completed=30, live=0), **noticed))
+    assert found == Verdict("inconclusive", f"no model call was observed: {reason}", None, advice)
+
+
+def test_what_was_noticed_beside_an_output_is_not_told():
+    assert judge(settings(), evidence(experiment(30), passed=["POST /a"], unseen=["this"])).verdict == "passed"
+
+
+def test_runs_of_several_experiments_are_told_apart():
+    made, here, there = map(outcome, (0, 1, 0))
+    titles = {id(made): "solo", id(here): "solo", id(there): "burst, attempt 2"}
+    absent = evidence(experiment(1), missing=MissingCall(1, (made,), (here, there)), titles=titles)
+    assert judge(settings(), absent).reason == (
+        "run 1 under solo and run 0 under burst, attempt 2 made no model call at step 2, where run 0 under solo did,"
+        " although nothing had parted them"
+    )
 
 
 def test_no_output_in_the_runs_that_ended_in_no_error():

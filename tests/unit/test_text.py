@@ -51,7 +51,8 @@ def one_run(index, output):
 
 def result(*experiments, verdict="nondeterministic", reason="2 unique of 5 (4/1), max_unique=1", **more):
     counts = (5,) if experiments else ()
-    return TestResult("test_it.py::test", verdict, reason, 2, {}, experiments, **{"counts": counts, **more})
+    more = {"settings": {}, "counts": counts, **more}
+    return TestResult("test_it.py::test", verdict, reason, 2, experiments=experiments, **more)
 
 
 def told(*experiments, **more):
@@ -89,6 +90,28 @@ verdict     nondeterministic
 decided by  max_unique=1 (default)
 try next    see whether load matters: --determinism-load=solo,burst"""
     )
+
+
+def test_what_was_overridden_stands_in_every_text():
+    settings = {"override": {"value": ["seed=7", 'model="m"'], "source": "cli"}}
+    shown = result(made("yes", "yes"), verdict="passed", reason="1 unique of 2", settings=settings)
+    assert [line for line in explain(shown, NOW).splitlines() if "seed=7" in line] == [
+        'override    seed=7, model="m"',
+    ]
+    assert 'under burst; override seed=7, model="m"; another call agrees' in table([shown], NOW)[0]
+
+
+def test_reasoning_is_shown_below_the_output_it_led_to():
+    runs = [
+        Run(n, (Exchange("q", 0, text, "m", None, "stop", 1, 1, reasoning),))
+        for n, (text, reasoning) in enumerate((("Paris", "France, so Paris."), ("Lyon", "\x1bFrance?"), ("Paris", "-")))
+    ]
+    assert body(made(*runs))[1:5] == [
+        "  2 × “Paris”  (runs 0, 2)",
+        "      reasoning: “France, so Paris.”",
+        "  1 × “Lyon”  (run 1)",
+        "      reasoning: “\\x1bFrance?”",
+    ]
 
 
 def test_several_loads_tell_what_they_share_once():
@@ -225,13 +248,32 @@ def test_errors_are_told_with_their_runs():
         == """\
 3 of 3 runs ended in an API error, max_errors=0: HTTP 500: busy
 
-under burst: 0 unique of 0 runs
-  HTTP 500: busy: runs 0, 2
-  HTTP 429: slow: run 1
+under burst: none of 3 runs completed
+  2 × HTTP 500: busy  (runs 0, 2)
+  1 × HTTP 429: slow  (run 1)
   3 calls live; seed 7
 
 verdict     inconclusive"""
     )
+
+
+def test_of_many_kinds_of_errors_the_most_frequent_are_shown():
+    outputs = [ValueError(f"{name}Error: sorry") for name in "abcdefgh"] + [ValueError("zError: no 1")] * 9
+    assert body(made("yes", *outputs, ValueError("zError: no 2")))[2:-1] == [
+        "  10 × zError: no 1",
+        "   1 × aError: sorry  (run 1)",
+        "   1 × bError: sorry  (run 2)",
+        "   1 × cError: sorry  (run 3)",
+        "   1 × dError: sorry  (run 4)",
+        "   1 × eError: sorry  (run 5)",
+        "  … and 3 more kinds of errors",
+    ]
+
+
+def test_runs_without_output():
+    assert body(made((), ()))[0] == "under burst: no output in 2 runs"
+    assert body(made(()))[0] == "under burst: no output in 1 run"
+    assert body(made(ValueError("sorry"), ValueError("sorry")))[0] == "under burst: none of 2 runs completed"
 
 
 def test_a_refusal_before_any_run():
