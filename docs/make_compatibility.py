@@ -49,6 +49,23 @@ To record an answer is one line, with the fixture `determinism`: `determinism.re
 was recorded; nothing is cached, and each run asks.
 
 An API at another route is read by a hook of a few lines: see [hooks](hooks.md).
+
+## Test runners, plugins and mocks
+
+Each is tried in `tests/compat`, those that change how a whole suite runs in `tests/compat/runners`.
+
+| what | under the marker |
+|---|---|
+| pytest-xdist (`-n`, `--dist loadgroup`, a crashing worker, `--maxfail`) | one report; `concurrency`, `rate` and `max_calls` hold over all workers |
+| pytest-asyncio (strict, auto, all loop scopes), anyio (asyncio, trio) | all runs of a test share one event loop |
+| `unittest.TestCase`, `IsolatedAsyncioTestCase` | `setUp` and `tearDown` in each run |
+| pytest-rerunfailures | what was `nondeterministic` stays so: a rerun asks nothing anew |
+| pytest-repeat | the repetitions of a test share their samples: the second finds those of the first |
+| pytest-timeout (signal, thread) | the test fails as timed out; samples that had arrived are kept, and the next session asks for the others |
+| subtests (pytest's own, `TestCase.subTest`, pytest-subtests) | each is told once, with the runs in which it failed |
+| pytest-randomly, pytest-cov | as always |
+| doctests | left alone, also in a marked module |
+| respx, pytest-httpx, vcrpy, pytest-recording, aioresponses, `unittest.mock` | what they answer is what is observed; asked as often as the application asks, in each session, and nothing of it is kept. A cassette needs an answer for each run, or leave to repeat them |
 """
 
 _WAYS = ("", "async", "streamed", "async_streamed", "tools")

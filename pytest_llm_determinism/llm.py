@@ -18,7 +18,7 @@ from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.sampling import Sampler
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Settings
-from pytest_llm_determinism.shapes import Answer, ModelCall, recognise
+from pytest_llm_determinism.shapes import Answer, ModelCall
 from pytest_llm_determinism.shapes.answer import ToolCall
 from pytest_llm_determinism.verdict import TEMPERATURE_ADVICE
 
@@ -91,8 +91,8 @@ class LLM:
         **parameters: Any,
     ) -> Reply:
         body = self._body(prompt, model, api, temperature, parameters)
-        call = self._call(api, body)
         with self._observed() as sampler:
+            call = self._call(sampler, api, body)
             known = self._known(sampler, call)
             if known is not None:
                 return known
@@ -111,8 +111,8 @@ class LLM:
     ) -> Reply:
         """As calling the fixture, without blocking the event loop."""
         body = self._body(prompt, model, api, temperature, parameters)
-        call = self._call(api, body)
         with self._observed() as sampler:
+            call = self._call(sampler, api, body)
             known = self._known(sampler, call)
             if known is not None:
                 return known
@@ -182,9 +182,9 @@ class LLM:
         ask.answered(ask.known)
         return Reply.of(ask.known.answer)
 
-    def _call(self, api: Api, body: dict[str, Any]) -> ModelCall:
+    def _call(self, sampler: Sampler, api: Api, body: dict[str, Any]) -> ModelCall:
         url = (os.environ.get("OPENAI_BASE_URL") or _DEFAULT_BASE_URL).rstrip("/") + _PATHS[api]
-        call = recognise("POST", url, json.dumps(body).encode(), self._session.rules(self._settings))
+        call = sampler.recognise("POST", url, json.dumps(body).encode())
         if call is None:
             raise ValueError(f"not a question the {api} API knows: {sorted(body)}")
         return call

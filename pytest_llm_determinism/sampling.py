@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.runs import Exchange, Run
-from pytest_llm_determinism.shapes import Answer, ModelCall, NotAModelCall, Rules, Unreadable, read_answer
+from pytest_llm_determinism.shapes import (
+    Answer,
+    CannotOverride,
+    HookFailed,
+    ModelCall,
+    NotAModelCall,
+    Rules,
+    Unreadable,
+    read_answer,
+    recognise,
+)
 from pytest_llm_determinism.slots import Slots, finished
 from pytest_llm_determinism.store import Sample, SampleStore, sample_key
 
@@ -186,6 +196,19 @@ class Sampler:
             return Run(running.index, exchanges, tuple(running.recorded), error, broken_off)
 
     # One request
+
+    def recognise(self, method: str, url: str, body: bytes) -> ModelCall | None:
+        """The model call that a request is, or None for every other request.
+
+        Raises:
+            Refusal: settings reach into it in a way that it does not allow.
+        """
+        try:
+            return recognise(method, url, body, self.plan.rules)
+        except HookFailed as error:
+            self.refuse(str(error))
+        except CannotOverride as error:
+            self.refuse(f"override cannot be set in a request of this test: {error}")
 
     def ask(self, call: ModelCall, stored: bool = True) -> Ask | None:
         """A request of the active run; None when no run is active in this process.

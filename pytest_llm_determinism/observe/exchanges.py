@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pytest_llm_determinism.observe import active, unseen
 from pytest_llm_determinism.observe.secrets import credentials, hidden, hidden_bytes
 from pytest_llm_determinism.sampling import Ask, Received, named
-from pytest_llm_determinism.shapes import CannotOverride, HookFailed, may_be_model_call, recognise
+from pytest_llm_determinism.shapes import may_be_model_call
 from pytest_llm_determinism.shapes.framing import AMAZON, is_lines, is_sse
 from pytest_llm_determinism.store import Sample
 
@@ -57,12 +57,7 @@ def asked(method: str, url: str, body: bytes, headers: Headers, stored: bool = T
     sampler = active.sampler
     if sampler is None:
         return None
-    try:
-        call = recognise(method, url, body, sampler.plan.rules)
-    except HookFailed as error:
-        sampler.refuse(str(error))
-    except CannotOverride as error:
-        sampler.refuse(f"override cannot be set in a request of this test: {error}")
+    call = sampler.recognise(method, url, body)
     if call is None:
         unseen.passed(method, url)
         return None
