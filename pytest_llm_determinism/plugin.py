@@ -289,11 +289,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     # A test may be run again (pytest-rerunfailures): nothing of the last time may be taken for this one's.
     item.stash[RESULT] = None
     item.stash[SETTINGS] = None
-    # A marker may have been added after collection.
-    wrong = _wrong_marker(item)
+    wrong = None
+    try:
+        settings = _read_settings(item)
+    except SettingError as error:
+        # A marker may have been added after collection.
+        settings, wrong = None, f"{item.nodeid}: {error}"
     if wrong is not None:
         pytest.fail(wrong, pytrace=False)
-    settings = _read_settings(item)
     if settings is None:
         return
     item.stash[SETTINGS] = settings
