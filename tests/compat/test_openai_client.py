@@ -502,6 +502,28 @@ def test_an_application_served_in_this_process_calls_its_model_without_waiting_f
 
 
 @LIBRARIES
+def test_an_application_with_a_route_like_that_of_a_model_is_none(library: Any, model: ScriptedServer) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        async with library.AsyncClient() as inner:
+            reply = await inner.post(f"{model.url}/chat/completions", json={"messages": MESSAGES}, timeout=5)
+        said = {"reply": reply.json()["choices"][0]["message"]["content"]}
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": json.dumps(said).encode()})
+
+    async def main() -> None:
+        sampling = Sampler(Plan("burst", 0, 2, 8, "off", 0.0, 1), None)
+        with observing(sampling):
+            async with library.AsyncClient(transport=library.ASGITransport(app=application)) as outer:
+                sampling.start_run(0)
+                reply = await outer.post("http://app.test/api/chat", json={"model": "m", "messages": MESSAGES})
+                run = sampling.finish_run()
+        assert reply.json() == {"reply": TEXT}
+        assert ([exchange.output for exchange in run.exchanges], run.error) == ([TEXT], None)
+
+    asyncio.run(main())
+
+
+@LIBRARIES
 def test_one_client_built_on_another_is_one_exchange(library: Any, model: ScriptedServer) -> None:
     class Handing(library.BaseTransport):
         inner = library.Client()
