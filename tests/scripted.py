@@ -56,6 +56,21 @@ class Reply:
 Script = Callable[[Call], "str | Reply"]
 
 
+def together(script: Script | str, count: int, first: int = 1) -> Script:
+    """The script, but the `count` calls from the number `first` on are answered once the last of them is there: they
+    are then in flight together, or not at all."""
+    there = threading.Event()
+
+    def answer(call: Call) -> str | Reply:
+        if call.number == first + count - 1:
+            there.set()
+        if first <= call.number < first + count:
+            there.wait(10)
+        return script if isinstance(script, str) else script(call)
+
+    return answer
+
+
 class ScriptedServer:
     """Attributes: `calls`, everything that was asked; `peak`, the most requests in flight at once."""
 

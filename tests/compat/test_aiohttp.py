@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import Project
 from sameness import QUESTION, RUNS, alike, sampler
-from scripted import Call, Reply, Script, ScriptedServer
+from scripted import Call, Reply, ScriptedServer, together
 from yarl import URL
 
 from pytest_llm_determinism.observe import aiohttp_seam, observing
@@ -563,25 +563,13 @@ def ask_at(url: str, **options: Any) -> Body:
     return ask
 
 
-def together(count: int) -> Script:
-    """Answers that wait, from the second call on, until `count` of them are in flight."""
-    gate = threading.Barrier(count)
-
-    def reply(call: Call) -> str:
-        if 1 <= call.number <= count:
-            gate.wait(10)
-        return "yes"
-
-    return reply
-
-
 class OwnConnector(aiohttp.TCPConnector):
     """A connector of an application, which may count its calls."""
 
 
 @pytest.mark.parametrize(("connector", "ahead"), [(aiohttp.TCPConnector, True), (OwnConnector, False)])
 def test_only_an_ordinary_connector_is_asked_ahead(server, connector: Any, ahead: bool) -> None:
-    model = server(together(3) if ahead else "yes")
+    model = server(together("yes", 3) if ahead else "yes")
 
     async def main() -> list[Run]:
         async with Session(connector=connector(), headers={"Idempotency-Key": "k"}) as session:

@@ -18,7 +18,7 @@ from conftest import Project
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 from sameness import QUESTION, RUNS, View, alike, looks_the_same, outcome, sample, sampler, views
-from scripted import Call, Reply, ScriptedServer
+from scripted import Call, Reply, ScriptedServer, together
 
 from pytest_llm_determinism.store import SampleStore
 
@@ -277,16 +277,7 @@ def test_a_redirect_that_is_followed_is_no_error(session: requests.Session, serv
 def test_a_session_of_any_size(
     session: requests.Session, server, caplog: pytest.LogCaptureFixture, pool: dict[str, Any]
 ) -> None:
-    there = threading.Event()
-
-    def reply(call: Call) -> str:
-        if call.number == 8:
-            there.set()
-        if 1 <= call.number <= 8:
-            there.wait(10)
-        return "yes"
-
-    model = server(reply)
+    model = server(together("yes", 8))
     session.mount("http://", HTTPAdapter(**pool))
     with caplog.at_level("INFO"):
         assert views(lambda: said(session.post(url_of(model), json=QUESTION)), None, runs=30) == ["yes"] * 30

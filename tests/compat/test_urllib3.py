@@ -21,7 +21,7 @@ import urllib3
 import vcr
 from conftest import Project
 from sameness import QUESTION, RUNS, View, alike, looks_the_same, outcome, sample, sampler, views
-from scripted import Call, Reply, ScriptedServer
+from scripted import Call, Reply, ScriptedServer, together
 from urllib3.util import Retry, Timeout
 
 from pytest_llm_determinism.observe import observing
@@ -220,20 +220,6 @@ def test_connections_go_back_to_the_pool(pool: Any, model: ScriptedServer) -> No
         assert pool.num_connections == before
 
 
-def together(count: int) -> Callable[[Call], str]:
-    """Calls 1 to `count` are answered once the last of them is there: they are in flight together, or not at all."""
-    there = threading.Event()
-
-    def reply(call: Call) -> str:
-        if call.number == count:
-            there.set()
-        if 1 <= call.number <= count:
-            there.wait(10)
-        return f"answer {call.number}"
-
-    return reply
-
-
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(
     "size", [{"maxsize": 1, "block": True}, {"maxsize": 1}, {"maxsize": 10}, {"maxsize": 10, "block": True}], ids=str
@@ -241,7 +227,7 @@ def together(count: int) -> Callable[[Call], str]:
 def test_a_pool_of_any_size_is_as_fast_and_stays_as_it_is(
     server, caplog: pytest.LogCaptureFixture, size: dict[str, Any], streamed: bool
 ) -> None:
-    model = server(together(8))
+    model = server(together(lambda call: f"answer {call.number}", 8))
     with caplog.at_level(logging.INFO), pool_of(model, **size) as pool:
         views(lambda: ask(pool, preload_content=not streamed, pool_timeout=0.1).data, None, runs=30)
         assert (len(model.calls), model.peak, pool.pool.qsize()) == (30, 8, size["maxsize"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from conftest import Project
-from scripted import Call, Reply
+from scripted import Call, Reply, together
 
 APP = """
 import openai
@@ -37,7 +37,7 @@ class Remembering:
 
 
 def test_a_stable_conversation_is_one_group_and_is_fetched_ahead(project: Project, server) -> None:
-    model = server(Remembering(), latency=0.05)
+    model = server(together(Remembering(), 3, first=3))
     project.write(
         """
         import pytest

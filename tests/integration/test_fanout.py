@@ -19,27 +19,12 @@ import openai
 import pytest
 import trio
 from conftest import ASK, Project
-from scripted import Call, Reply, Script, ScriptedServer
+from scripted import Call, Reply, ScriptedServer, together
 
 from pytest_llm_determinism import fanout
 from pytest_llm_determinism.observe import observing
 from pytest_llm_determinism.runs import Run
 from pytest_llm_determinism.sampling import Plan, Sampler
-
-
-def together(script: Script | str, count: int, first: int = 1) -> Script:
-    """The script, but the `count` calls from the number `first` on are answered once the last of them is there: they
-    are then in flight together, or not at all."""
-    there = threading.Event()
-
-    def answer(call: Call) -> str | Reply:
-        if call.number == first + count - 1:
-            there.set()
-        if first <= call.number < first + count:
-            there.wait(10)
-        return script if isinstance(script, str) else script(call)
-
-    return answer
 
 
 def sampler(**changes: Any) -> Sampler:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Project
-from scripted import Call, Reply
+from scripted import Call, Reply, together
 
 HOOKS = Path(__file__).parents[2] / "docs" / "hooks.md"
 
@@ -44,7 +44,7 @@ def predicts(text: str) -> Reply:
 
 
 def test_the_example_gates_on_an_api_that_nobody_knows(project: Project, server) -> None:
-    model = server(lambda call: predicts("yes"), latency=0.05)
+    model = server(together(lambda call: predicts("yes"), 3))
     project.write(ONE_QUESTION, app=APP, conftest=example())
 
     first = project.report(url=model.url)["tests"]["test_it"]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import ASK, Project
-from scripted import Call, Reply
+from scripted import Call, Reply, together
 
 ASKS_WITH_TRACE = """
 import itertools, openai
@@ -56,7 +56,7 @@ def test_a_field_that_varies_is_named_with_the_option_that_leaves_it_out(project
 
 
 def test_an_ignored_field_is_sent_but_is_no_part_of_the_question(project: Project, server) -> None:
-    model = server("yes", latency=0.05)
+    model = server(together("yes", 3))
     project.write(ONE_QUESTION, app=ASKS_WITH_TRACE)
 
     first = project.report("--determinism-ignore=metadata.trace_id", url=model.url)
