@@ -366,7 +366,7 @@ def test_through_a_proxy(model: ScriptedServer, store: SampleStore) -> None:
         ({"timeout": Timeout(total=0.2)}, {}),
         ({}, {"timeout": 0.2}),
     ],
-    ids=str,
+    ids=["a number", "to read", "in all", "of the pool"],
 )
 def test_within_one_call_no_more_are_fetched_ahead_than_its_timeout_leaves_time_for(
     server, options: dict[str, Any], of_pool: dict[str, Any]
