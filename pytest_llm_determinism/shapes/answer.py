@@ -138,6 +138,18 @@ def medium(kind: str, *pieces: str) -> str:
     return f"[{kind} sha256:{digest.hexdigest()[:16]}]"
 
 
+def decoded(data: str) -> bytes:
+    """The bytes of a piece of a stream.
+
+    Raises:
+        Unreadable: it is not base64.
+    """
+    try:
+        return base64.b64decode(data)
+    except ValueError:
+        raise Unreadable(f"a piece that is not base64: {data[:80]!r}") from None
+
+
 def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:
     """An answer from its choices; `raw` gives id, model and fingerprint, `usage` the token counts."""
     if not choices:

@@ -17,6 +17,7 @@ from pytest_llm_determinism.shapes.answer import (
     Unreadable,
     answer_of,
     arguments_of,
+    decoded,
     medium,
     text_of,
     text_or_none,
@@ -117,18 +118,6 @@ def _parsed(written: str) -> Any:
         return json.loads(written)
     except (ValueError, RecursionError):
         return written  # cut off by the token limit
-
-
-def decoded(data: str) -> bytes:
-    """The bytes of a piece of a stream.
-
-    Raises:
-        Unreadable: it is not base64.
-    """
-    try:
-        return base64.b64decode(data)
-    except ValueError:
-        raise Unreadable(f"a piece that is not base64: {data[:80]!r}") from None
 
 
 FAMILY = Family(

@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pytest_llm_determinism.shapes import anthropic, bedrock, chat, cohere, completions, embeddings
-from pytest_llm_determinism.shapes.answer import Answer, Choice, Family, Unreadable, answer_of, json_text, medium
+from pytest_llm_determinism.shapes.answer import (
+    Answer,
+    Choice,
+    Family,
+    Unreadable,
+    answer_of,
+    decoded,
+    json_text,
+    medium,
+)
 from pytest_llm_determinism.shapes.framing import checked
 
 _MODEL = re.compile(r"/model/(?P<model>.+)/invoke(?:-with-response-stream)?$")
@@ -87,7 +96,7 @@ def _pieces(events: Iterable[Any]) -> Iterator[Any]:
     """What the provider itself sent as events."""
     for event in events:
         if "chunk" in event:
-            text = bedrock.decoded(event["chunk"]["bytes"]).decode("utf-8", "replace")
+            text = decoded(event["chunk"]["bytes"]).decode("utf-8", "replace")
             try:
                 piece = json.loads(text)
             except (ValueError, RecursionError):

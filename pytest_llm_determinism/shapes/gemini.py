@@ -16,6 +16,7 @@ from pytest_llm_determinism.shapes.answer import (
     Unreadable,
     answer_of,
     arguments_of,
+    decoded,
     json_text,
     medium,
     text_or_none,
@@ -87,20 +88,13 @@ def _add(candidate: _Candidate, part: dict[str, Any]) -> None:
     elif "inlineData" in part:
         kind, data = str(part["inlineData"].get("mimeType")), str(part["inlineData"].get("data"))
         if kind.startswith("audio/"):
-            candidate.audio[kind] = candidate.audio.get(kind, b"") + _decoded(data)
+            candidate.audio[kind] = candidate.audio.get(kind, b"") + decoded(data)
         else:
             candidate.media.append(medium(kind, data))
     elif "fileData" in part:
         candidate.media.append(medium(str(part["fileData"].get("mimeType")), str(part["fileData"].get("fileUri"))))
     else:
         candidate.text += str(part.get("text") or "")
-
-
-def _decoded(data: str) -> bytes:
-    try:
-        return base64.b64decode(data)
-    except ValueError:
-        raise Unreadable(f"audio that is not base64: {data[:80]!r}") from None
 
 
 def _add_call(calls: list[dict[str, Any]], call: dict[str, Any]) -> None:
