@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pytest_llm_determinism.shapes.answer import Token, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,9 @@ class Exchange:
         occurrence: 0 for the first time this request was sent in the run, 1 for the second, …
         output: what the answer is compared by.
         reasoning: what the model thought aloud; not compared.
+        tool_calls: those that stand in the output.
+        cached_tokens: input tokens that the provider took from a cache of its own; None where it does not say.
+        tokens: of the answer's text, from the first of the equal exchanges, where the response told them.
     """
 
     request: str
@@ -25,6 +30,9 @@ class Exchange:
     input_tokens: int | None
     output_tokens: int | None
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    cached_tokens: int | None = None
+    tokens: tuple[Token, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def told(self) -> tuple[str, str]:

@@ -304,6 +304,9 @@ class Sampler:
             answer.input_tokens,
             answer.output_tokens,
             self._texts.setdefault(answer.reasoning, answer.reasoning),
+            answer.tool_calls,
+            answer.cached_tokens,
+            answer.tokens,
         )
         return self._exchanges.setdefault(made, made)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llm_determinism.shapes.answer import ToolCall
+
 __all__ = ["LAXER", "NAMED", "Comparison", "RunOutput", "is_json", "resolve"]
 
 
@@ -14,19 +16,31 @@ class RunOutput(str):
 
     As strings, ("a\\nb",) and ("a", "b") are equal; what tells them apart is `parts`. What the model thought aloud is
     no part of it; a callable that wants to compare it finds it in `reasoning`, joined by newlines.
+
+    Attributes:
+        tool_calls_by_part: the tool calls that stand in each part.
     """
 
     parts: tuple[str, ...]
     reasoning: str
+    tool_calls_by_part: tuple[tuple[ToolCall, ...], ...]
 
-    def __new__(cls, parts: Iterable[str], reasoning: str = "") -> "RunOutput":
+    def __new__(
+        cls, parts: Iterable[str], reasoning: str = "", tool_calls: Iterable[tuple[ToolCall, ...]] = ()
+    ) -> "RunOutput":
         if isinstance(parts, str):
             raise TypeError("RunOutput takes a tuple of parts, not one string")
         kept = tuple(parts)
         self = super().__new__(cls, "\n".join(kept))
         self.parts = kept
         self.reasoning = reasoning
+        self.tool_calls_by_part = tuple(tool_calls) or ((),) * len(kept)
         return self
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tools the model wanted called in this run, in order: `name`, and `arguments` as JSON text."""
+        return tuple(call for calls in self.tool_calls_by_part for call in calls)
 
 
 @dataclass(frozen=True)

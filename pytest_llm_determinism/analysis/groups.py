@@ -52,7 +52,7 @@ def outcomes(runs: Sequence[Run], first: Run) -> list[Outcome]:
     outputs with equal reasoning are one object.
     """
     recorded = any(run.recorded for run in runs)
-    known: dict[tuple[tuple[str, ...], str], RunOutput] = {}
+    known: dict[Hashable, RunOutput] = {}
     seen: dict[tuple[Exchange, ...], Slots] = {}
     result = []
     for run in runs:
@@ -61,11 +61,13 @@ def outcomes(runs: Sequence[Run], first: Run) -> list[Outcome]:
         slots = seen.get(run.exchanges)
         if slots is None:
             slots = seen.setdefault(run.exchanges, in_order_of(first, run))
-        parts = run.recorded if recorded else tuple(exchange.output for exchange in slots if exchange is not None)
-        reasoning = "\n".join([exchange.reasoning for exchange in slots if exchange is not None and exchange.reasoning])
-        output = known.get((parts, reasoning))
+        made = [exchange for exchange in slots if exchange is not None]
+        parts = run.recorded if recorded else tuple([exchange.output for exchange in made])
+        calls = () if recorded else tuple([exchange.tool_calls for exchange in made])
+        reasoning = "\n".join([exchange.reasoning for exchange in made if exchange.reasoning])
+        output = known.get((parts, calls, reasoning))
         if output is None:
-            output = known.setdefault((parts, reasoning), RunOutput(parts, reasoning))
+            output = known.setdefault((parts, calls, reasoning), RunOutput(parts, reasoning, calls))
         result.append(Outcome(run, slots, output))
     return result
 

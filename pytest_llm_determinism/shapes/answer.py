@@ -25,6 +25,21 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer, as the response tells it.
+
+    Attributes:
+        logprob: natural logarithm of its probability.
+        others: the likeliest tokens at its place with their logprobs, as far as they were asked for; it may be among
+            them.
+    """
+
+    text: str
+    logprob: float
+    others: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One response.
 
@@ -35,6 +50,10 @@ class Answer:
         finish_reason: as the provider names it; several choices are joined by commas.
         input_tokens, output_tokens: as the provider counts them, None where it does not.
         reasoning: what the model thought aloud; no part of the output.
+        cached_tokens: of the input tokens those that the provider took from a cache of its own, None where it does not
+            say.
+        tokens: of the text, where the response tells them and there is one choice only. They differ a little from call
+            to call without the answer differing.
         id: the provider's name for this answer, by which a later request may refer to it.
         raw: the response as parsed JSON; of a stream, its last event.
     """
@@ -48,6 +67,8 @@ class Answer:
     input_tokens: int | None = None
     output_tokens: int | None = None
     reasoning: str = ""
+    cached_tokens: int | None = None
+    tokens: tuple[Token, ...] = field(default=(), compare=False, repr=False)
     id: str | None = field(default=None, compare=False)
     raw: Any = field(default=None, compare=False, repr=False)
 
