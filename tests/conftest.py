@@ -20,6 +20,9 @@ pytest_plugins = ["pytester"]
 # hypothesis's plugin imports all of hypothesis in each of these processes, and none of their tests uses it.
 QUIET = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
+LIMIT = 120
+"""Seconds a session of such a project may last; half of it, and it says where its threads are."""
+
 
 @pytest.fixture
 def server() -> Iterator[Callable[..., ScriptedServer]]:
@@ -56,7 +59,12 @@ class Project:
         before = {name: os.environ.pop(name, None) for name in names}
         os.environ.update(environment)
         try:
-            return self.pytester.runpytest_subprocess(*QUIET, *arguments)
+            return self.pytester.runpytest_subprocess(
+                *QUIET, "-o", f"faulthandler_timeout={LIMIT // 2}", *arguments, timeout=LIMIT
+            )
+        except pytest.Pytester.TimeoutExpired:
+            print((self.path / "stderr").read_text())
+            raise
         finally:
             for name, value in before.items():
                 if value is None:

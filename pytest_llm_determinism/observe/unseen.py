@@ -7,21 +7,20 @@ connection that was open before, or is opened by a library written in C, nothing
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import re
 import socket
+import subprocess
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 MOST = 4
 """Things of one kind that are kept: a message names a few, and a body may open thousands."""
-
-_EVENTS = frozenset(
-    ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.posix_spawn", "os.system", "os.fork")
-)
 
 _OPENERS = frozenset(("anyio._core._sockets", "trio._highlevel_open_tcp_stream"))
 _PACKAGES = frozenset(("aiohappyeyeballs", "aiohttp", "httpcore", "httpcore2", "multiprocessing", "urllib3"))
@@ -70,19 +69,28 @@ class Unseen:
             found.append(f"the body opened {opened} to {_listed(self.connections)} in a way that cannot be observed")
         return (*found, *dict.fromkeys(text for module, text in _LOADED.items() if module in sys.modules))
 
-    def heard(self, event: str, arguments: Sequence[Any]) -> None:
-        if event == "socket.getaddrinfo":
-            host, port = arguments[:2]
-            if isinstance(host, str) and isinstance(port, int):
-                self._names[port] = host
-        elif event == "socket.connect":
-            where = self._place(*arguments)
-            if where is not None and not _is_seen(sys._getframe(2)):
-                _note(self.connections, where)
-        elif event == "os.fork":
-            self.forked = True
-        else:
-            _note(self.programs, _program(event, arguments))
+    def looked_up(self, host: object, port: object, *_: object, **__: object) -> None:
+        if isinstance(host, str) and isinstance(port, int):
+            self._names[port] = host
+
+    def connected(self, opened: Any, address: Any) -> None:
+        where = self._place(opened, address)
+        if where is not None and not _is_seen(sys._getframe(1)):
+            _note(self.connections, where)
+
+    def started(self, _: object, args: Any, bufsize: int = -1, executable: Any = None, **options: Any) -> None:
+        named = executable or ("sh" if options.get("shell") else args if isinstance(args, (str, bytes)) else args[0])
+        _note(self.programs, _name(named))
+
+    def spawned(self, path: Any, *_: object, **__: object) -> None:
+        _note(self.programs, _name(path))
+
+    def called_system(self, command: str | bytes) -> None:
+        named = (command.decode(errors="replace") if isinstance(command, bytes) else command).split()[0]
+        _note(self.programs, _name(named) if re.fullmatch(r"[\w./+-]+", named) else "a shell")
+
+    def was_forked(self) -> None:
+        self.forked = True
 
     def _place(self, opened: Any, address: Any) -> str | None:
         if not opened.type & socket.SOCK_STREAM:
@@ -94,24 +102,70 @@ class Unseen:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+_PLACES: tuple[tuple[Any, str, Callable[..., None]], ...] = (
+    (socket, "getaddrinfo", Unseen.looked_up),
+    (socket.socket, "connect", Unseen.connected),
+    (socket.socket, "connect_ex", Unseen.connected),
+    (subprocess.Popen, "__init__", Unseen.started),
+    (os, "posix_spawn", Unseen.spawned),
+    (os, "posix_spawnp", Unseen.spawned),
+    (os, "system", Unseen.called_system),
+    (os, "fork", Unseen.was_forked),
+)
+"""What is listened at, and what then is told, with the arguments of the call.
+
+Not by an audit hook, which hears more: while one in Python is told that a thread gets a trace function (coverage and
+debuggers give one to each new thread), CPython 3.11 refuses it to every other thread, and the refused thread dies."""
+
 _current: Unseen | None = None
-_hears = False
 
 
 @contextlib.contextmanager
 def noting(unseen: Unseen) -> Iterator[None]:
     """While open, note what this process does. A second one nests in the first."""
-    global _current, _hears
-    if not _hears:
-        sys.addaudithook(_hear)
-        _hears = True
+    global _current
     if _current is not None:
         _current.repeated = True
     outer, _current = _current, unseen
     try:
-        yield
+        with _listening() if outer is None else contextlib.nullcontext():
+            yield
     finally:
         _current = outer
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    wrapped: list[tuple[Any, str, Any, Any]] = []
+    for owner, name, tell in _PLACES:
+        original = getattr(owner, name, None)
+        if original is None:
+            continue  # not on this system
+        replacement = _telling(original, tell)
+        wrapped.append((owner, name, vars(owner).get(name), replacement))
+        setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        for owner, name, before, replacement in wrapped:
+            # What somebody put on top of ours stays; ours passes everything through when nothing is noted.
+            if vars(owner).get(name) is not replacement:
+                continue
+            if before is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+
+
+def _telling(original: Callable[..., Any], tell: Callable[..., None]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def telling(*arguments: Any, **options: Any) -> Any:
+        if _current is not None:
+            with contextlib.suppress(Exception):  # what it raised would be raised in the application
+                tell(_current, *arguments, **options)
+        return original(*arguments, **options)
+
+    return telling
 
 
 def passed(method: str, url: str) -> None:
@@ -129,14 +183,6 @@ _TOKEN = re.compile(r"(?<=/)(?=[^/]*[a-z])(?=[^/]*[A-Z])(?=[^/]*\d)[^/]{20,}")
 """A long part of a path that mixes capitals, small letters and digits, as secrets in the addresses of webhooks do."""
 
 
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    # An audit hook stays for as long as the process, and hears every import and file that is opened.
-    if _current is None or event not in _EVENTS:
-        return
-    with contextlib.suppress(Exception):  # what it raised would be raised in the application
-        _current.heard(event, arguments)
-
-
 def _is_seen(frame: types.FrameType | None) -> bool:
     """Whether a connection is opened by a library that a seam watches, or by Python for itself."""
     while frame is not None:
@@ -149,15 +195,9 @@ def _is_seen(frame: types.FrameType | None) -> bool:
     return False
 
 
-def _program(event: str, arguments: Sequence[Any]) -> str:
+def _name(program: str | bytes | os.PathLike[str]) -> str:
     """The name of a program alone: its arguments, and what stands before it in a command, may be secret."""
-    if event == "os.system":
-        command = arguments[0]
-        named = (command.decode(errors="replace") if isinstance(command, bytes) else command).split()[0]
-        return PurePath(named).name if re.fullmatch(r"[\w./+-]+", named) else "a shell"
-    executable, argv = arguments[:2]
-    named = executable or (argv if isinstance(argv, (str, bytes)) else argv[0])
-    return PurePath(named.decode(errors="replace") if isinstance(named, bytes) else named).name
+    return PurePath(os.fsdecode(program)).name
 
 
 def _note(noted: dict[str, None], text: str) -> None:

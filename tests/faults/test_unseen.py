@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import httpx
@@ -201,6 +204,38 @@ def test_what_is_done_between_runs_and_by_seams_is_not_noted(server) -> None:
     with socket.create_connection(("127.0.0.1", httpx.URL(model.url).port)):
         pass
     assert (noted.connections, noted.programs, noted.forked) == ({}, {}, False)
+
+
+def test_what_is_listened_at_is_afterwards_as_it_was() -> None:
+    def places() -> list[object]:
+        return [
+            *(vars(socket.socket).get(name) for name in ("connect", "connect_ex")),
+            socket.getaddrinfo,
+            subprocess.Popen.__init__,
+            *(getattr(os, name) for name in ("posix_spawn", "system", "fork") if hasattr(os, name)),
+        ]
+
+    before = places()
+    with noting(Unseen()):
+        assert before != places()
+        with noting(Unseen()):
+            pass
+        assert before != places()
+    assert before == places()
+
+
+def test_no_audit_hook_is_added() -> None:
+    """One would stay for as long as the process, and kill threads that start to be traced at the same time."""
+    code = """
+        import sys
+        events = []
+        sys.addaudithook(lambda event, _: events.append(event))
+        from pytest_llm_determinism.observe.unseen import Unseen, noting
+        with noting(Unseen()):
+            pass
+        assert "import" in events and "sys.addaudithook" not in events
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
 async def _post(url: str) -> None:

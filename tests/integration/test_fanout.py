@@ -371,7 +371,7 @@ def test_calls_from_other_threads_belong_to_the_run(server) -> None:
         def body() -> None:
             thread = threading.Thread(target=lambda: asking.chat.completions.create(model="m", messages=messages("a")))
             thread.start()
-            thread.join()
+            thread.join(30)
 
         runs = sample(body)
     assert (len(model.calls), model.peak) == (30, 8)

@@ -487,7 +487,7 @@ def test_threads_share_the_rate(server) -> None:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join()
+                thread.join(30)
     assert len(model.calls) == 12
     assert_paced(model, 0.1)
 

@@ -214,7 +214,7 @@ def test_after_kill_9_what_arrived_is_not_asked_again(project: Project, server, 
         assert enough.wait(30)
     finally:
         session.send_signal(signal.SIGKILL)
-        session.wait()
+        session.wait(60)
     released.set()
     before = len(model.calls)
 
@@ -308,7 +308,7 @@ def test_two_sessions_at_once_share_the_store(project: Project, server) -> None:
         subprocess.Popen(command, cwd=project.path, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    outputs = [session.communicate()[0] for session in sessions]
+    outputs = [session.communicate(timeout=60)[0] for session in sessions]
     assert [session.returncode for session in sessions] == [0, 0], outputs
     assert 6 <= len(model.calls) <= 12
     assert "damaged" not in "".join(outputs)

@@ -136,7 +136,7 @@ def test_threads_make_not_one_call_too_many(budget) -> None:
     limited, together = budget(max_calls="500"), threading.Barrier(8)
 
     def take(_: int) -> int:
-        together.wait()
+        together.wait(60)
         return take_all(limited)
 
     with ThreadPoolExecutor(8) as pool:
@@ -186,7 +186,7 @@ def test_processes_make_not_one_call_too_many_and_leave_none_when_one_is_killed(
     made = [int(says(process)) for process in others]
     for process in others:
         process.communicate("\n")
-    killed.communicate()
+    killed.communicate(timeout=60)
 
     # What the killed one made before is counted, whatever it was doing when it died.
     assert 0 < sum(made) <= 20_000

@@ -75,11 +75,11 @@ class Worker:
 
     def dies(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.wait(60)
 
     def close(self) -> None:
         self.dies()
-        self._reader.join()
+        self._reader.join(60)
         self._process.stdin.close()
         self._process.stdout.close()
 

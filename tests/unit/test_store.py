@@ -203,7 +203,7 @@ sys.exit("; ".join(store.notes) or 0)
 def test_processes_share_a_store_from_its_making_on(directory: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", WRITER, str(directory)]
     writers = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "abc"]
-    assert [writer.communicate()[1] for writer in writers] == [b"", b"", b""]
+    assert [writer.communicate(timeout=60)[1] for writer in writers] == [b"", b"", b""]
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     keys = [f"{name}-{number}" for name in "abc" for number in range(40)]
     found, notes = reading(directory, *keys)
