@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from starlette.requests import Request
 
 from . import FINGERPRINT, words
-from .engine import MAX_BATCH, Engine, Generation, Token
+from .engine import MAX_BATCH, BatchLog, Engine, Generation, Token
 from .model import CONTEXT, build
 from .questions import ApiError, Body, Question
 
@@ -24,11 +24,13 @@ __all__ = [
     "Models",
     "Reader",
     "answer_head",
+    "chunk_end",
     "failure_event",
     "logprob_entries",
     "server_sent_event",
     "token_counts",
     "usage",
+    "usage_chunk",
 ]
 
 
@@ -55,7 +57,7 @@ class Models:
 
     def fingerprint(self, name: str) -> str:
         """Changes with whatever changes the arithmetic of a model, so with the capacity factor as well."""
-        suffix = f"-{self._capacity_factor:g}" if name == "moe-capacity" else ""
+        suffix = f"-{self._capacity_factor!r}".removesuffix(".0") if name == "moe-capacity" else ""
         return f"{FINGERPRINT}-{name}{suffix}"
 
     def close(self) -> None:
@@ -78,6 +80,8 @@ class Answers:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._news.set)
 
+        self._network = engine.network
+        self._log = BatchLog()
         self.generations: list[Generation] = []
         for prompt in question.prompts:
             for _ in range(question.choices):
@@ -88,7 +92,9 @@ class Answers:
                 limit = min(sampling.max_tokens, CONTEXT - len(prompt))
                 sampling = replace(sampling, max_tokens=limit)
                 self.generations.append(
-                    Generation(prompt or [words.END_OF_TEXT], sampling, progress, every_token=question.stream)
+                    Generation(
+                        prompt or [words.END_OF_TEXT], sampling, progress, self._log, every_token=question.stream
+                    )
                 )
         engine.submit(self.generations)
 
@@ -107,6 +113,25 @@ class Answers:
             if generation.error is not None:
                 raise ApiError(f"The engine failed: {generation.error!r}", status=500)
         return all(generation.done for generation in self.generations)
+
+    def company(self) -> Body:
+        """What every response and the end of every stream carry as `x_reference`: who shared the batch, and what
+        experts dropped. The answers must be finished.
+        """
+        experts = {"experts": self._network.experts, "capacity_factor": self._network.capacity_factor}
+        return (experts if self._network.experts else {}) | {
+            "batch": [
+                {"steps": steps, "sequences": shared.sequences, "own": shared.own, "tokens": shared.tokens}
+                | ({} if shared.capacity is None else {"capacity": shared.capacity})
+                | ({} if shared.parts is None else {"parts": shared.parts})
+                for shared, steps in self._log.stretches
+            ],
+            "dropped": {
+                "own": sum(times for generation in self.generations for _, times in generation.dropped),
+                "batch": self._log.dropped,
+            },
+            "choices": [{"dropped_at": generation.dropped} for generation in self.generations],
+        }
 
     async def finished(self, request: Request) -> bool:
         """Wait for all answers; False when the client went away first. Raises `ApiError` like `news`."""
@@ -151,6 +176,11 @@ class Reader:
         self._generations = generations
         self._seen = [(0, 0) for _ in generations]
         self._ended = [False for _ in generations]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last delta of all was handed out."""
+        return all(self._ended)
 
     def deltas(self) -> Iterator[Delta]:
         """What is new since the last call, answer by answer, each in order. The last delta of an answer has its
@@ -202,6 +232,21 @@ def server_sent_event(data: Body, name: str | None = None) -> str:
     """One event of a stream, ready to be sent."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(data, separators=(',', ':'), ensure_ascii=False)}\n\n"
+
+
+def chunk_end(question: Question, answers: Answers, reader: Reader) -> Body:
+    """What a chunk of chat completions and completions ends with. The last of a stream that has no chunk for the
+    usage has `x_reference`."""
+    if question.include_usage:
+        return {"usage": None}
+    return {"x_reference": answers.company()} if reader.ended else {}
+
+
+def usage_chunk(head: Body, question: Question, answers: Answers) -> str:
+    """The last chunk of a stream that was asked to end with the usage."""
+    return server_sent_event(
+        head | {"choices": [], "usage": usage(question, answers.generations), "x_reference": answers.company()}
+    )
 
 
 def failure_event(error: ApiError) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from .answers import Answers, Reader, answer_head, logprob_entries, server_sent_event, usage
-from .engine import Generation, Token
+from .answers import Answers, Reader, answer_head, chunk_end, logprob_entries, server_sent_event, usage, usage_chunk
+from .engine import Token
 from .questions import (
     DEFAULT_MAX_TOKENS,
     ApiError,
@@ -46,8 +46,8 @@ def read(body: Body) -> Question:
     )
 
 
-def whole(question: Question, generations: Sequence[Generation], fingerprint: str) -> Body:
-    """The answer in one piece, made of finished generations."""
+def whole(question: Question, answers: Answers, fingerprint: str) -> Body:
+    """The answer in one piece, made when all its choices are finished."""
     return answer_head("chatcmpl", "chat.completion", question, fingerprint) | {
         "choices": [
             {
@@ -58,9 +58,10 @@ def whole(question: Question, generations: Sequence[Generation], fingerprint: st
                 else None,
                 "finish_reason": generation.finish_reason,
             }
-            for index, generation in enumerate(generations)
+            for index, generation in enumerate(answers.generations)
         ],
-        "usage": usage(question, generations),
+        "usage": usage(question, answers.generations),
+        "x_reference": answers.company(),
     }
 
 
@@ -68,12 +69,13 @@ async def stream(question: Question, answers: Answers, fingerprint: str) -> Asyn
     """The answer as server-sent events, as it is made, token by token. Raises `ApiError` when the engine fails."""
     head = answer_head("chatcmpl", "chat.completion.chunk", question, fingerprint)
 
+    reader = Reader(answers.generations)
+
     def chunk(index: int, delta: Body, tokens: Sequence[Token] = (), finish_reason: str | None = None) -> str:
         logprobs = {"content": logprob_entries(tokens), "refusal": None} if question.logprobs and tokens else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return server_sent_event(head | {"choices": [choice]} | ({"usage": None} if question.include_usage else {}))
+        return server_sent_event(head | {"choices": [choice]} | chunk_end(question, answers, reader))
 
-    reader = Reader(answers.generations)
     for index in range(len(answers.generations)):
         yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
     finished = False
@@ -85,5 +87,5 @@ async def stream(question: Question, answers: Answers, fingerprint: str) -> Asyn
             if delta.finish_reason is not None:
                 yield chunk(delta.index, {}, (), delta.finish_reason)
     if question.include_usage:
-        yield server_sent_event(head | {"choices": [], "usage": usage(question, answers.generations)})
+        yield usage_chunk(head, question, answers)
     yield "data: [DONE]\n\n"

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from . import words
-from .answers import Answers, Reader, answer_head, server_sent_event, usage
-from .engine import Generation, Token
+from .answers import Answers, Reader, answer_head, chunk_end, server_sent_event, usage, usage_chunk
+from .engine import Token
 from .questions import ApiError, Body, Question, integer, read_sampling, read_streaming, refuse, wrong
 
 __all__ = ["read", "stream", "whole"]
@@ -50,8 +50,8 @@ def _is_ids(items: list[Any]) -> bool:
     return all(type(item) is int and 0 <= item < words.TOTAL_IDS for item in items)
 
 
-def whole(question: Question, generations: Sequence[Generation], fingerprint: str) -> Body:
-    """The answer in one piece, made of finished generations."""
+def whole(question: Question, answers: Answers, fingerprint: str) -> Body:
+    """The answer in one piece, made when all its choices are finished."""
     return answer_head("cmpl", "text_completion", question, fingerprint) | {
         "choices": [
             {
@@ -60,9 +60,10 @@ def whole(question: Question, generations: Sequence[Generation], fingerprint: st
                 "logprobs": _logprobs(generation.tokens, 0) if question.logprobs else None,
                 "finish_reason": generation.finish_reason,
             }
-            for index, generation in enumerate(generations)
+            for index, generation in enumerate(answers.generations)
         ],
-        "usage": usage(question, generations),
+        "usage": usage(question, answers.generations),
+        "x_reference": answers.company(),
     }
 
 
@@ -82,9 +83,9 @@ async def stream(question: Question, answers: Answers, fingerprint: str) -> Asyn
                 "finish_reason": delta.finish_reason,
             }
             offsets[delta.index] += sum(len(token.text) for token in delta.tokens)
-            yield server_sent_event(head | {"choices": [choice]} | ({"usage": None} if question.include_usage else {}))
+            yield server_sent_event(head | {"choices": [choice]} | chunk_end(question, answers, reader))
     if question.include_usage:
-        yield server_sent_event(head | {"choices": [], "usage": usage(question, answers.generations)})
+        yield usage_chunk(head, question, answers)
     yield "data: [DONE]\n\n"
 
 

@@ -15,15 +15,15 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from . import words
-from .model import Network, Span
+from .model import Network, Span, Step
 
-__all__ = ["MAX_BATCH", "Engine", "Generation", "Sampling", "Token"]
+__all__ = ["MAX_BATCH", "BatchLog", "Composition", "Engine", "Generation", "Sampling", "Token"]
 
 MAX_BATCH = 32
 """Most sequences in a step. Those beyond it wait, first come first served."""
@@ -56,20 +56,60 @@ class Token:
     top: tuple[tuple[int, str, float], ...] = ()
 
 
+class Composition(NamedTuple):
+    """Who shared a step, and what followed from it.
+
+    Of `sequences` answers in the making `own` belong to the request that looks; together they brought `tokens`
+    tokens: whole prompts of those that had just joined, one of every other. `capacity` and `parts` are as in
+    `model.Step`.
+    """
+
+    sequences: int
+    own: int
+    tokens: int
+    capacity: int | None
+    parts: int | None
+
+
+@dataclass(eq=False, slots=True)
+class BatchLog:
+    """What a request met in the batch: the steps that any of its answers took part in.
+
+    `stretches` are the compositions in order, each with the number of steps it lasted. `dropped` is how often an
+    expert had no room for a token in these steps, whosever it was.
+    """
+
+    stretches: list[tuple[Composition, int]] = field(default_factory=list)
+    dropped: int = 0
+
+    def add(self, composition: Composition, dropped: int) -> None:
+        self.dropped += dropped
+        if self.stretches:
+            latest, steps = self.stretches[-1]
+            if latest == composition:
+                self.stretches[-1] = (composition, steps + 1)
+                return
+        self.stretches.append((composition, 1))
+
+
 @dataclass(eq=False, slots=True)
 class Generation:
     """One answer in the making. The engine's thread writes it, whoever asked reads it.
 
     `progress` is called from that thread when the answer is finished, and with `every_token` after each of
     its tokens. Of `text` only the first `visible` characters are certain: the rest may turn out to begin a
-    stop string.
+    stop string. `dropped` says in which of its steps experts had no room for its tokens, as (step, how often):
+    step 0 takes the prompt and makes the first token of the answer, step 1 takes that and makes the second. The
+    answers to one request share their `log`.
     """
 
     prompt: Sequence[int]
     sampling: Sampling
     progress: Callable[[], None]
+    log: BatchLog = field(default_factory=BatchLog)
     every_token: bool = False
     tokens: list[Token] = field(default_factory=list)
+    dropped: list[tuple[int, int]] = field(default_factory=list)
     text: str = ""
     visible: int = 0
     finish_reason: str | None = None
@@ -99,7 +139,7 @@ class Engine:
     """The running batch of one network. `close` ends its thread; unfinished answers end with an error."""
 
     def __init__(self, network: Network, *, max_batch: int = MAX_BATCH, name: str = "engine") -> None:
-        self._network = network
+        self.network = network
         self._max_batch = max_batch
         self._waiting: deque[Generation] = deque()
         self._running: list[_Sequence] = []
@@ -170,18 +210,20 @@ class Engine:
         self._leave([sequence for sequence in self._running if sequence.generation.cancelled])
         if not self._running:
             return
-        logits = self._network.forward(
+        step = self.network.forward(
             [
                 Span(sequence.slot, sequence.pending, sequence.cached, len(sequence.generation.prompt))
                 for sequence in self._running
             ]
         )
-        best = logits.argmax(axis=1).tolist()
+        # First, because whoever sees an answer finished may read all of it at once.
+        self._log(step)
+        best = step.logits.argmax(axis=1).tolist()
         done, moved = [], []
         for row, sequence in enumerate(self._running):
             generation = sequence.generation
             sequence.cached += len(sequence.pending)
-            token = self._sample(sequence, logits[row], best[row])
+            token = self._sample(sequence, step.logits[row], best[row])
             sequence.pending = (token.id,)
             _extend(generation, token)
             if generation.finish_reason is not None:
@@ -193,6 +235,19 @@ class Engine:
         self._leave(done)
         for generation in (*moved, *(sequence.generation for sequence in done)):
             generation.progress()
+
+    def _log(self, step: Step) -> None:
+        tokens = 0
+        own: dict[BatchLog, int] = {}
+        for sequence in self._running:
+            tokens += len(sequence.pending)
+            log = sequence.generation.log
+            own[log] = own.get(log, 0) + 1
+        for log, count in own.items():
+            log.add(Composition(len(self._running), count, tokens, step.capacity, step.parts), sum(step.dropped))
+        for sequence, times in zip(self._running, step.dropped, strict=False):
+            if times:
+                sequence.generation.dropped.append((len(sequence.generation.tokens), times))
 
     def _leave(self, sequences: list[_Sequence]) -> None:
         for sequence in sequences:

@@ -25,14 +25,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from . import MODELS, routing, words
 
-__all__ = ["CONTEXT", "DEFAULT_CAPACITY_FACTOR", "Network", "Span", "build"]
+__all__ = ["CONTEXT", "DEFAULT_CAPACITY_FACTOR", "Network", "Span", "Step", "build"]
 
 Float64s = npt.NDArray[np.float64]
 Float32s = npt.NDArray[np.float32]
@@ -77,8 +77,26 @@ class Span:
     prompt: int
 
 
+class Step(NamedTuple):
+    """What came out of a step, and what in it depended on who shared it.
+
+    `logits` are those after the last token of each span, (spans, vocabulary). `capacity` is how many tokens each
+    expert took, None without such a limit; `dropped` tells for each span how often an expert had no room for one
+    of its tokens, and is empty when none was dropped at all. `parts` is how many parts the products of the layers
+    were split into, None where they never are.
+    """
+
+    logits: Float64s
+    capacity: int | None
+    dropped: Sequence[int]
+    parts: int | None
+
+
 class Arithmetic(Protocol):
     """How activations are rounded and multiplied with weights."""
+
+    def parts(self, rows: int) -> int | None:
+        """Into how many parts a product of so many rows is split; None when none ever is."""
 
     def linear(self, x: Float64s, weight: Weight) -> Float64s:
         """The product of (rows, n) activations with an (n, m) weight."""
@@ -112,6 +130,9 @@ class Weight:
 class FixedPoint:
     """Eight-bit integers, exact sums: a row's result depends on the row alone."""
 
+    def parts(self, rows: int) -> None:
+        return None
+
     def linear(self, x: Float64s, weight: Weight) -> Float64s:
         return (_codes(x, _CODE) @ weight.single).astype(np.float64) / _CODE
 
@@ -122,9 +143,12 @@ class FixedPoint:
 class HalfPrecision:
     """float16 with split products: a row's rounding depends on how many rows are in the step."""
 
+    def parts(self, rows: int) -> int:
+        return -(-_UNITS // rows)
+
     def linear(self, x: Float64s, weight: Weight) -> Float64s:
         rows, inner = x.shape
-        count = min(inner, -(-_UNITS // rows))
+        count = min(inner, self.parts(rows))
         cut = weight.parts(count)
         size = cut.shape[1]
         if count * size > inner:
@@ -251,7 +275,11 @@ def _end_bias(age: int) -> float:
 
 
 class Network:
-    """One model: weights, an arithmetic, and a cache for up to `slots` sequences."""
+    """One model: weights, an arithmetic, and a cache for up to `slots` sequences.
+
+    `experts` is how many a layer that has any holds, None for a dense network; `capacity_factor` sizes their
+    buffers, None where they take every token.
+    """
 
     def __init__(
         self,
@@ -264,15 +292,16 @@ class Network:
     ) -> None:
         self._weights = weights
         self._arithmetic = arithmetic
-        self._capacity_factor = capacity_factor
+        self.experts = EXPERTS if any(layer.router for layer in weights.layers) else None
+        self.capacity_factor = capacity_factor
         self._positions = positions
         shape = (len(weights.layers), slots, HEADS)
         # Zeros cost memory only once they are written: most of a long context is never used.
         self._keys: Float32s = np.zeros((*shape, HEAD, CONTEXT), dtype=np.float32)
         self._values: Float32s = np.zeros((*shape, CONTEXT, HEAD), dtype=np.float32)
 
-    def forward(self, spans: Sequence[Span]) -> Float64s:
-        """Run one step; the logits after the last token of each span, (spans, vocabulary)."""
+    def forward(self, spans: Sequence[Span]) -> Step:
+        """Run one step: the tokens of all spans go through the network together."""
         ids = np.array([token for span in spans for token in span.tokens], dtype=np.intp)
         x = self._weights.embedding[ids].astype(np.float64)
         if self._positions:
@@ -283,27 +312,43 @@ class Network:
                     (ages < 0)[:, None], before[np.maximum(-ages, 0)], after[np.maximum(ages, 0)]
                 )
         arithmetic = self._arithmetic
+        limit = None
+        if self.capacity_factor is not None:
+            limit = routing.capacity(self.capacity_factor, len(ids), EXPERTS)
+        overflow: list[npt.NDArray[np.bool_]] = []
         for index, layer in enumerate(self._weights.layers):
             qkv = arithmetic.linear(arithmetic.round(_normalise(x)), layer.qkv)
             mixed = self._attention(index, qkv, spans)
             x = arithmetic.round(x + arithmetic.linear(arithmetic.round(mixed), layer.out))
-            x = arithmetic.round(x + self._feed_forward(layer, arithmetic.round(_normalise(x))))
+            x = arithmetic.round(x + self._feed_forward(layer, arithmetic.round(_normalise(x)), limit, overflow))
         last = np.cumsum([len(span.tokens) for span in spans]) - 1
         logits = arithmetic.linear(arithmetic.round(_normalise(x[last])), self._weights.unembedding)
         logits = logits * _LOGIT_SCALE + self._weights.bias
         for row, span in enumerate(spans):
             age = span.offset + len(span.tokens) - span.prompt if self._positions else 0
             logits[row, words.END_OF_TEXT] += _end_bias(age)
-        return arithmetic.round(logits)
+        return Step(
+            arithmetic.round(logits),
+            limit,
+            _by_span(overflow, spans) if overflow else (),
+            arithmetic.parts(len(ids)),
+        )
 
-    def _feed_forward(self, layer: _Layer, x: Float64s) -> Float64s:
+    def _feed_forward(
+        self, layer: _Layer, x: Float64s, limit: int | None, overflow: list[npt.NDArray[np.bool_]]
+    ) -> Float64s:
+        """The second half of a layer. When tokens find no room in experts that take `limit`, which of the choices
+        these are is added to `overflow`, (tokens, 2)."""
         arithmetic = self._arithmetic
         hidden = np.maximum(arithmetic.linear(x, layer.up), 0)
         if layer.router is not None:
             experts, gates = routing.choose(arithmetic.linear(x, layer.router))
-            if self._capacity_factor is not None:
-                limit = routing.capacity(self._capacity_factor, len(x), EXPERTS)
-                gates = gates * routing.kept(experts, limit, EXPERTS)
+            # A token asks an expert for one place at most, so no more places than there are tokens are ever wanted.
+            if limit is not None and limit < len(x):
+                room = routing.kept(experts, limit, EXPERTS)
+                gates = gates * room
+                if not room.all():
+                    overflow.append(~room)
             # All experts stand side by side in one matrix, and the gate of those that do not take part is
             # zero. Engines skip the zeros; for matrices of this size one product is faster, and the numbers
             # are the same.
@@ -349,6 +394,13 @@ class Network:
             shares = _attend(wanted @ keys[:used, :, :, :longest], visible[:, None, None, :])
             mixed[rows_] = (shares @ values[:used, :, :longest])[slots, :, 0]
         return mixed.reshape(-1, WIDTH).astype(np.float64) / (_SHARE * _KEY_CODE)
+
+
+def _by_span(overflow: list[npt.NDArray[np.bool_]], spans: Sequence[Span]) -> list[int]:
+    """How many of the choices in `overflow` are those of each span's tokens, over all layers."""
+    rows = np.sum(overflow, axis=(0, 2))
+    counts: list[int] = np.add.reduceat(rows, [start for start, _ in _starts(spans)]).tolist()
+    return counts
 
 
 def _starts(spans: Sequence[Span]) -> list[tuple[int, Span]]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from .answers import Answers, Reader, logprob_entries, server_sent_event, token_counts
-from .engine import Generation, Token
+from .engine import Token
 from .questions import (
     DEFAULT_MAX_TOKENS,
     Body,
@@ -87,9 +87,9 @@ def begin(question: Question, body: Body, fingerprint: str) -> Body:
     }
 
 
-def whole(question: Question, generations: Sequence[Generation], head: Body) -> Body:
-    """The response in one piece, made of its one finished generation."""
-    return head | _end(question, generations[0], f"msg_{uuid.uuid4().hex}")
+def whole(question: Question, answers: Answers, head: Body) -> Body:
+    """The response in one piece, made when its one answer is finished."""
+    return head | _end(question, answers, f"msg_{uuid.uuid4().hex}")
 
 
 async def stream(question: Question, answers: Answers, head: Body) -> AsyncIterator[str]:
@@ -107,7 +107,6 @@ async def stream(question: Question, answers: Answers, head: Body) -> AsyncItera
     yield event("response.in_progress", response=head)
     yield event("response.output_item.added", output_index=0, item=_message(ident, "in_progress", []))
     yield event("response.content_part.added", **place, part=_part(question, "", ()))
-    (generation,) = answers.generations
     reader = Reader(answers.generations)
     finished = False
     while not finished:
@@ -116,7 +115,7 @@ async def stream(question: Question, answers: Answers, head: Body) -> AsyncItera
             if delta.text or delta.tokens:
                 logprobs = logprob_entries(delta.tokens) if question.logprobs else []
                 yield event("response.output_text.delta", **place, delta=delta.text, logprobs=logprobs)
-    end = _end(question, generation, ident)
+    end = _end(question, answers, ident)
     part = end["output"][0]["content"][0]
     yield event("response.output_text.done", **place, text=part["text"], logprobs=part["logprobs"])
     yield event("response.content_part.done", **place, part=part)
@@ -124,7 +123,8 @@ async def stream(question: Question, answers: Answers, head: Body) -> AsyncItera
     yield event(f"response.{end['status']}", response=head | end)
 
 
-def _end(question: Question, generation: Generation, message: str) -> Body:
+def _end(question: Question, answers: Answers, message: str) -> Body:
+    (generation,) = answers.generations
     prompt, answer = token_counts(question, [generation])
     complete = generation.finish_reason == "stop"
     status = "completed" if complete else "incomplete"
@@ -139,6 +139,7 @@ def _end(question: Question, generation: Generation, message: str) -> Body:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + answer,
         },
+        "x_reference": answers.company(),
     }
 
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Protocol
 
 import uvicorn
@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from . import MODELS, chat, completions, responses
 from .answers import Answers, Models, failure_event
-from .engine import Engine, Generation
+from .engine import Engine
 from .model import CONTEXT, DEFAULT_CAPACITY_FACTOR
 from .questions import ApiError, Body, Question, read_body, wrong
 
@@ -32,7 +32,7 @@ class _Api(Protocol):
 
     def read(self, body: Body) -> Question: ...
 
-    def whole(self, question: Question, generations: Sequence[Generation], fingerprint: str) -> Body: ...
+    def whole(self, question: Question, answers: Answers, fingerprint: str) -> Body: ...
 
     def stream(self, question: Question, answers: Answers, fingerprint: str) -> AsyncIterator[str]: ...
 
@@ -78,7 +78,7 @@ def create_app(capacity_factor: float = DEFAULT_CAPACITY_FACTOR) -> Starlette:
         request: Request,
         question: Question,
         engine: Engine,
-        whole: Callable[[Sequence[Generation]], Body],
+        whole: Callable[[Answers], Body],
         stream: Callable[[Answers], AsyncIterator[str]],
     ) -> Response:
         if question.stream:
@@ -95,7 +95,7 @@ def create_app(capacity_factor: float = DEFAULT_CAPACITY_FACTOR) -> Starlette:
         with Answers(question, engine) as answers:
             if not await answers.finished(request):
                 return Response(status_code=499)
-            return JSONResponse(whole(answers.generations))
+            return JSONResponse(whole(answers))
 
     def answering(api: _Api) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
@@ -105,7 +105,7 @@ def create_app(capacity_factor: float = DEFAULT_CAPACITY_FACTOR) -> Starlette:
                 request,
                 question,
                 engine,
-                lambda generations: api.whole(question, generations, fingerprint),
+                lambda answers: api.whole(question, answers, fingerprint),
                 lambda answers: api.stream(question, answers, fingerprint),
             )
 
@@ -118,7 +118,7 @@ def create_app(capacity_factor: float = DEFAULT_CAPACITY_FACTOR) -> Starlette:
             request,
             question,
             engine,
-            lambda generations: responses.whole(question, generations, head),
+            lambda answers: responses.whole(question, answers, head),
             lambda answers: responses.stream(question, answers, head),
         )
 

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llm_determinism.reference import FINGERPRINT, MODELS, routing, words
-from pytest_llm_determinism.reference.engine import Engine, Generation, Sampling
-from pytest_llm_determinism.reference.model import EXPERTS, Network, Span, build
+from pytest_llm_determinism.reference.engine import BatchLog, Composition, Engine, Generation, Sampling
+from pytest_llm_determinism.reference.model import EXPERTS, Network, Span, Weight, build
 
 STABLE = ("dense", "moe-dropless", "loop")
 PROMPTS = [
@@ -47,7 +48,7 @@ def decode_together(network: Network, arrivals: Sequence[tuple[int, list[int]]],
         step += 1
         if not running:
             continue
-        chosen = network.forward([span for _, span in running]).argmax(axis=1).tolist()
+        chosen = network.forward([span for _, span in running]).logits.argmax(axis=1).tolist()
         following = []
         for (number, span), token in zip(running, chosen, strict=True):
             answers[number].append(token)
@@ -87,9 +88,9 @@ def test_rows_do_not_depend_on_what_shares_the_step(name: str) -> None:
 def test_logits_are_equal_to_the_last_bit_in_any_company(name: str) -> None:
     network = build(name, slots=32)
     spans = [Span(slot, PROMPTS[slot % 6] + [slot + 1], 0, len(PROMPTS[slot % 6])) for slot in range(32)]
-    single = np.concatenate([network.forward([span]) for span in spans])
-    assert np.array_equal(network.forward(spans), single)
-    assert np.array_equal(network.forward(spans[::-1])[::-1], single)
+    single = np.concatenate([network.forward([span]).logits for span in spans])
+    assert np.array_equal(network.forward(spans).logits, single)
+    assert np.array_equal(network.forward(spans[::-1]).logits[::-1], single)
 
 
 def test_half_precision_is_stable_alone_and_in_lockstep_and_not_when_starts_are_spread() -> None:
@@ -107,7 +108,7 @@ def test_half_precision_is_the_same_network() -> None:
     fixed, half = build("dense", slots=1), build("dense-fp16", slots=1)
     differences = []
     for prompt in PROMPTS:
-        a, b = (network.forward([Span(0, prompt, 0, len(prompt))])[0, 1:] for network in (fixed, half))
+        a, b = (network.forward([Span(0, prompt, 0, len(prompt))]).logits[0, 1:] for network in (fixed, half))
         differences.append(float(np.corrcoef(a, b)[0, 1]))
     assert min(differences) > 0.9
 
@@ -133,6 +134,49 @@ def test_a_larger_capacity_factor_gives_fewer_answers_and_a_huge_one_gives_one()
 def test_a_huge_capacity_is_no_capacity() -> None:
     capacity, dropless = (build(name, slots=1, capacity_factor=1e6) for name in ("moe-capacity", "moe-dropless"))
     assert [alone(capacity, prompt, 20) for prompt in PROMPTS] == [alone(dropless, prompt, 20) for prompt in PROMPTS]
+
+
+def test_a_step_tells_whose_tokens_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    kept = routing.kept
+
+    def watched(experts: Any, limit: int, count: int) -> Any:
+        room = kept(experts, limit, count)
+        seen.append((room, np.bincount(experts[room]).max()))
+        return room
+
+    monkeypatch.setattr(routing, "kept", watched)
+    network = build("moe-capacity", slots=6, capacity_factor=1.25)
+    step = network.forward([Span(slot, prompt, 0, len(prompt)) for slot, prompt in enumerate(PROMPTS)])
+
+    expected, row = [], 0
+    for prompt in PROMPTS:
+        expected.append(sum(int((~room[row : row + len(prompt)]).sum()) for room, _ in seen))
+        row += len(prompt)
+    assert len(seen) == 2
+    assert step.dropped == expected
+    assert sum(expected) > 0
+    assert step.capacity == max(fullest for _, fullest in seen) == math.ceil(1.25 * row * 2 / EXPERTS)
+
+
+def test_a_step_without_overflow_drops_nothing() -> None:
+    single = [Span(0, PROMPTS[0], 0, len(PROMPTS[0]))]
+    assert build("moe-capacity", slots=1, capacity_factor=4.0).forward(single).dropped == ()
+    assert build("moe-dropless", slots=1).forward(single).capacity is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 24])
+def test_a_step_tells_into_how_many_parts_products_were_split(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    parts = Weight.parts
+    monkeypatch.setattr(Weight, "parts", lambda weight, count: asked.append(count) or parts(weight, count))
+    network = build("dense-fp16", slots=24)
+    network.forward([Span(slot, PROMPTS[0], 0, len(PROMPTS[0])) for slot in range(count)])
+    asked.clear()
+    step = network.forward([Span(slot, [slot + 1], len(PROMPTS[0]), len(PROMPTS[0])) for slot in range(count)])
+    assert set(asked) == {step.parts}
+    assert step.parts == math.ceil(32 / count)
+    assert build("dense", slots=1).forward([Span(0, PROMPTS[0], 0, len(PROMPTS[0]))]).parts is None
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "loop"])
@@ -220,10 +264,14 @@ def ask(engine: Engine, *prompts: list[int], **sampling: object) -> list[Generat
         for prompt in prompts
     ]
     engine.submit(generations)
+    finish(generations, done)
+    return generations
+
+
+def finish(generations: Sequence[Generation], done: threading.Event) -> None:
     while not all(generation.done for generation in generations):
         assert done.wait(10)
         done.clear()
-    return generations
 
 
 def test_the_engine_answers_as_the_network_does(engine: Engine) -> None:
@@ -246,6 +294,78 @@ def test_requests_of_one_call_travel_in_lockstep() -> None:
             assert len({generation.text for generation in ask(engine, *[prompt] * 8, max_tokens=48)}) == 1
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "capacities", "parts"),
+    [
+        ("dense", 2.5, [None] * 4, [None] * 4),
+        ("dense-fp16", 2.5, [None] * 4, [2, 11, 16, 32]),
+        ("moe-dropless", 2.5, [None] * 4, [None] * 4),
+        ("moe-capacity", 4.0, [18, 3, 2, 1], [None] * 4),
+        ("moe-capacity", 2.5, [12, 2, 2, 1], [None] * 4),
+    ],
+    ids=["dense", "dense-fp16", "moe-dropless", "room-for-all", "moe-capacity"],
+)
+def test_the_log_tells_who_shared_the_batch(
+    name: str, factor: float, capacities: list[int | None], parts: list[int | None]
+) -> None:
+    engine = Engine(build(name, slots=8, capacity_factor=factor))
+    done = threading.Event()
+    single, double = BatchLog(), BatchLog()
+    asked = [(PROMPTS[0], 5, single), (PROMPTS[0], 3, double), (PROMPTS[2] * 4, 8, double)]
+    generations = [Generation(prompt, Sampling(limit, temperature=0.0), done.set, log) for prompt, limit, log in asked]
+    try:
+        engine.submit(generations)
+        finish(generations, done)
+    finally:
+        engine.close()
+    shared = list(zip([3, 3, 2, 1], [18, 3, 2, 1], capacities, parts, strict=True))
+
+    def stretches(own: list[int], steps: list[int]) -> list[tuple[Composition, int]]:
+        return [
+            (Composition(sequences, mine, *others), lasted)
+            for mine, (sequences, *others), lasted in zip(own, shared, steps, strict=False)
+        ]
+
+    assert single.stretches == stretches([1, 1, 1], [1, 2, 2])
+    assert double.stretches == stretches([2, 2, 1, 1], [1, 2, 2, 3])
+    dropped = [drop for generation in generations for drop in generation.dropped]
+    assert double.dropped == sum(times for _, times in dropped)
+    assert single.dropped == sum(times for step, times in dropped if step < 5)
+
+
+def test_what_was_not_dropped_is_as_if_there_were_no_capacity() -> None:
+    """All that company can change are the drops: up to the first one an answer is that of `moe-dropless`."""
+    dropless = build("moe-dropless", slots=1)
+    engine = Engine(build("moe-capacity", slots=32), max_batch=32)
+    done = threading.Event()
+    source = random.Random(4)
+
+    def group(size: int) -> list[Generation]:
+        prompt = PROMPTS[source.randrange(4)]
+        return [Generation(prompt, Sampling(48, temperature=0.0), done.set, every_token=True) for _ in range(size)]
+
+    asked: list[Generation] = []
+    try:
+        for size in (8, 1, 1, 2, 1, 3, 1, 1):
+            joining = group(size)
+            engine.submit(joining)
+            asked += joining
+            wanted = source.randrange(1, 6)
+            while not joining[-1].done and len(joining[-1].tokens) < wanted:  # the next ones join some steps later
+                assert done.wait(10)
+                done.clear()
+        finish(asked, done)
+    finally:
+        engine.close()
+    untouched = 0
+    for generation in asked:
+        expected = [token for token in alone(dropless, list(generation.prompt), 48) if token != words.END_OF_TEXT]
+        first = generation.dropped[0][0] if generation.dropped else None
+        assert [token.id for token in generation.tokens][:first] == expected[:first]
+        untouched += not generation.dropped
+    assert 0 < untouched < len(asked)
 
 
 def test_a_seed_fixes_the_draw(engine: Engine) -> None:
@@ -335,7 +455,7 @@ def test_an_idle_engine_does_no_work(engine: Engine) -> None:
 def test_a_failing_step_fails_its_requests_and_no_other(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     (before,) = ask(engine, PROMPTS[0])
     with monkeypatch.context() as patch:
-        patch.setattr(engine._network, "forward", lambda spans: 1 / 0)
+        patch.setattr(engine.network, "forward", lambda spans: 1 / 0)
         (failed,) = ask(engine, PROMPTS[0])
     assert isinstance(failed.error, ZeroDivisionError)
     assert ask(engine, PROMPTS[0])[0].text == before.text

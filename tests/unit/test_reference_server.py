@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import importlib
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -285,6 +287,115 @@ def test_the_stream_helper_of_the_client(client: openai.OpenAI) -> None:
     assert final.output_text
     with client.chat.completions.stream(model="dense", messages=MESSAGES, temperature=0) as chat:
         assert chat.get_final_completion().choices[0].message.content == final.output_text
+
+
+# --- x_reference ---
+
+
+CHAT_TOKENS = len(words.encode(f"user: {FOX}\nassistant:"))
+SOLO = [
+    {"steps": 1, "sequences": 1, "own": 1, "tokens": CHAT_TOKENS},
+    {"steps": 19, "sequences": 1, "own": 1, "tokens": 1},
+]
+COMPANY = {
+    "dense": {"batch": SOLO},
+    "dense-fp16": {"batch": [SOLO[0] | {"parts": 3}, SOLO[1] | {"parts": 32}]},
+    "moe-dropless": {"experts": 8, "capacity_factor": None, "batch": SOLO},
+    "moe-capacity": {
+        "experts": 8,
+        "capacity_factor": 2.5,
+        "batch": [SOLO[0] | {"capacity": 8}, SOLO[1] | {"capacity": 1}],
+    },
+}
+
+
+@pytest.mark.parametrize("model", COMPANY)
+def test_every_answer_tells_its_company(client: openai.OpenAI, model: str) -> None:
+    expected = COMPANY[model] | {"dropped": {"own": 0, "batch": 0}, "choices": [{"dropped_at": []}]}
+    chat: Any = {"model": model, "messages": MESSAGES, "max_tokens": 20, "temperature": 0}
+    response: Any = {"model": model, "input": FOX, "max_output_tokens": 20, "temperature": 0}
+    text: Any = {"model": model, "prompt": f"user: {FOX}\nassistant:", "max_tokens": 20, "temperature": 0}
+    usage: Any = {"stream_options": {"include_usage": True}}
+
+    def company(answer: Any) -> Any:
+        return answer.model_extra["x_reference"]
+
+    assert company(client.chat.completions.create(**chat)) == expected
+    assert company(client.completions.create(**text)) == expected
+    assert company(client.responses.create(**response)) == expected
+    for create, settings in (
+        (client.chat.completions.create, chat),
+        (client.chat.completions.create, chat | usage),
+        (client.completions.create, text),
+        (client.completions.create, text | usage),
+    ):
+        *others, last = create(**settings, stream=True)
+        assert company(last) == expected
+        assert all("x_reference" not in chunk.model_extra for chunk in others)
+    *_, completed = client.responses.create(**response, stream=True)
+    assert company(completed.response) == expected
+
+
+def test_the_async_client_is_told_too(url: str) -> None:
+    async def ask() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            settings: Any = {"model": "dense", "messages": MESSAGES, "max_tokens": 20, "temperature": 0}
+            whole = await client.chat.completions.create(**settings)
+            return [whole, *[chunk async for chunk in await client.chat.completions.create(**settings, stream=True)]]
+
+    whole, *_, last = asyncio.run(ask())
+    assert whole.x_reference == last.x_reference
+    assert whole.x_reference["batch"] == SOLO
+
+
+def test_several_choices_are_told_in_the_last_chunk(client: openai.OpenAI) -> None:
+    settings: Any = {"model": "moe-capacity", "messages": MESSAGES, "max_tokens": 9, "temperature": 0, "n": 8}
+    whole: Any = client.chat.completions.create(**settings)
+    *others, last = client.chat.completions.create(**settings, stream=True)
+    assert last.model_extra["x_reference"] == whole.x_reference
+    assert not any("x_reference" in chunk.model_extra for chunk in others)
+    assert whole.x_reference["batch"] == [
+        {"steps": 1, "sequences": 8, "own": 8, "tokens": 8 * CHAT_TOKENS, "capacity": 5 * CHAT_TOKENS},
+        {"steps": 8, "sequences": 8, "own": 8, "tokens": 8, "capacity": 5},
+    ]
+
+
+def test_one_batch_answers_the_same_each_time_and_drops_those_that_come_last(client: openai.OpenAI) -> None:
+    """Experts take five of eight equal tokens: the first five answers are as without a limit, the others are not."""
+    settings: Any = {"max_tokens": 48, "temperature": 0}
+    unlimited = client.completions.create(model="moe-dropless", prompt=FOX, **settings).choices[0].text
+    batch: Any = settings | {"model": "moe-capacity", "prompt": [FOX] * 8}
+    first, *others = [client.completions.create(**batch) for _ in range(4)]
+    texts = [choice.text for choice in first.choices]
+    assert texts[:5] == [unlimited] * 5
+    assert unlimited not in texts[5:]
+    told: Any = first.model_extra
+    at = [choice["dropped_at"] for choice in told["x_reference"]["choices"]]
+    assert at[:5] == [[]] * 5
+    assert all(at[5:])
+    total = sum(times for drops in at for _, times in drops)
+    assert told["x_reference"]["dropped"] == {"own": total, "batch": total}
+    for other in others:
+        assert [choice.text for choice in other.choices] == texts
+        assert other.model_extra == first.model_extra
+
+
+def test_company_of_other_requests_is_not_ones_own(url: str, client: openai.OpenAI) -> None:
+    long: Any = {"model": "moe-capacity", "prompt": [FOX] * 7, "max_tokens": 3000, "logit_bias": {"0": -100}}
+    with client.completions.create(**long, temperature=0, stream=True) as stream:
+        next(iter(stream))
+        answer: Any = client.completions.create(model="moe-capacity", prompt=FOX, max_tokens=5, temperature=0)
+    prompt = len(words.encode(FOX))
+    assert answer.x_reference["batch"] == [
+        {"steps": 1, "sequences": 8, "own": 1, "tokens": 7 + prompt, "capacity": math.ceil(2.5 * (7 + prompt) / 4)},
+        {"steps": 4, "sequences": 8, "own": 1, "tokens": 8, "capacity": 5},
+    ]
+    assert 0 < answer.x_reference["dropped"]["own"] < answer.x_reference["dropped"]["batch"]
+    # The server hears a moment later that nobody listens to the long answers any more.
+    begun = time.monotonic()
+    while answer.x_reference["batch"][-1]["sequences"] > 1:
+        assert time.monotonic() < begun + 10
+        answer = client.completions.create(model="moe-capacity", prompt=FOX, max_tokens=1)
 
 
 # --- errors ---
