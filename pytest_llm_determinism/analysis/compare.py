@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,21 @@ class RunOutput(str):
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tools the model wanted called in this run, in order: `name`, and `arguments` as JSON text."""
         return tuple(call for calls in self.tool_calls_by_part for call in calls)
+
+    @property
+    def parsed(self) -> Any:
+        """The output as a JSON value; of a run of several parts a list with one value a part.
+
+        Raises:
+            ValueError: a part is not JSON. It never stands for a value, or outputs that differ could be equal.
+        """
+        values = []
+        for part in self.parts:
+            try:
+                values.append(json.loads(part))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"the output is not JSON ({error}): {part[:80]!r}") from None
+        return values[0] if len(values) == 1 else values
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,24 @@ def json_value(text: str) -> Hashable:
         return ("not JSON", text)
 
 
+def json_output(output: RunOutput) -> Hashable:
+    """The JSON values of all parts, see `json_value`; of tool calls the names and the JSON values of the arguments."""
+    return tuple(map(_json_part, output.parts, output.tool_calls_by_part))
+
+
+def _json_part(part: str, calls: Sequence[ToolCall]) -> Hashable:
+    if not calls:
+        return json_value(part)
+    return json_value(_text_beside(part, calls)), tuple((call.name, json_value(call.arguments)) for call in calls)
+
+
+def _text_beside(part: str, calls: Sequence[ToolCall]) -> str:
+    """A part without its tool calls. Where each of them stood is left, as between the choices of an answer."""
+    for call in calls:
+        part = part.replace(call.line(), "", 1)
+    return part.strip("\n")
+
+
 NAMED: dict[str, Callable[[str], Hashable]] = {
     "exact": exact,
     "stripped": stripped,
@@ -117,9 +150,14 @@ LAXER: tuple[str, ...] = ("stripped", "whitespace", "casefold", "json")
 """The order in which laxer comparisons are tried when outputs differ, the least lax first."""
 
 
-def is_json(text: str) -> bool:
-    """Whether the `json` comparison reads this text as JSON."""
-    return isinstance(json_value(text), str)
+def is_json(output: RunOutput) -> bool:
+    """Whether the `json` comparison reads all of an output as JSON: each part, and the arguments of each tool call."""
+    for part, calls in zip(output.parts, output.tool_calls_by_part, strict=True):
+        text = _text_beside(part, calls)
+        texts = [*((text,) if text or not calls else ()), *(call.arguments for call in calls)]
+        if not all(isinstance(json_value(text), str) for text in texts):
+            return False
+    return True
 
 
 def resolve(value: object, extra: Mapping[str, Callable[[str], object]] = {}) -> Comparison:
@@ -139,6 +177,8 @@ def resolve(value: object, extra: Mapping[str, Callable[[str], object]] = {}) ->
         if not callable(value):
             raise ValueError(_not_a_comparison(value, extra))
         return Comparison(_callable_name(value), value, by_part=False)
+    if value == "json":
+        return Comparison(value, json_output, by_part=False)
     if value in NAMED:
         return Comparison(value, NAMED[value], by_part=True)
     if value in extra:

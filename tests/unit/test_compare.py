@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llm_determinism.analysis.compare import LAXER, NAMED, Comparison, RunOutput, is_json, resolve
+from pytest_llm_determinism.shapes.answer import Choice, ToolCall
 
 
 def same(comparison, *outputs):
@@ -88,7 +89,7 @@ def test_json_of_each_part_counts_where_the_whole_is_not_json():
 )
 def test_json_that_is_the_same(texts):
     assert same("json", *texts)
-    assert all(map(is_json, texts))
+    assert all(is_json(RunOutput([text])) for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,8 @@ def test_json_that_is_the_same(texts):
 )
 def test_json_that_is_not_the_same(first, second):
     assert not same("json", first, second)
-    assert is_json(first)
-    assert is_json(second)
+    assert is_json(RunOutput([first]))
+    assert is_json(RunOutput([second]))
 
 
 NOT_JSON = [
@@ -143,7 +144,7 @@ NOT_JSON = [
 
 @pytest.mark.parametrize("text", NOT_JSON)
 def test_what_is_not_json_is_compared_exactly(text):
-    assert not is_json(text)
+    assert not is_json(RunOutput([text]))
     assert same("json", text, text)
     assert not same("json", text, text + " ")
     assert not same("json", text, json.dumps(text))
@@ -158,7 +159,7 @@ def test_no_json_is_equal_to_the_form_of_what_is_not():
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 def test_json_nested_too_deeply_to_read_is_compared_exactly(depth, opening, closing):
     text = opening * depth + "1" + closing * depth
-    assert not is_json(text)
+    assert not is_json(RunOutput([text]))
     assert same("json", text, text)
     assert not same("json", text, text + " ")
 
@@ -212,6 +213,49 @@ def test_json_written_another_way_is_the_same(value, random_source):
 def test_each_laxer_comparison_of_text_finds_the_same_what_the_one_before_does(first, second):
     found = [same(name, first, second) for name in ("exact", "stripped", "whitespace", "casefold")]
     assert found == sorted(found)
+
+
+def asks(*calls: ToolCall, text: str = "") -> RunOutput:
+    """An output of one part, as an answer with tool calls has it."""
+    return RunOutput([Choice(text, tool_calls=list(calls)).output()], tool_calls=[calls])
+
+
+def test_arguments_of_tool_calls_are_compared_as_json():
+    key = resolve("json").key
+    written = asks(ToolCall("refund", '{"order": 7, "why": "late"}'))
+    assert key(written) == key(asks(ToolCall("refund", '{"why":"late","order":7.0}')))
+    different = [
+        asks(ToolCall("refund", '{"order": 8, "why": "late"}')),
+        asks(ToolCall("return", '{"order": 7, "why": "late"}')),
+        asks(ToolCall("refund", '{"order": 7, "why": "late"}'), text="Gladly."),
+        asks(ToolCall("refund", '{"order": 7, "why": "late"}'), ToolCall("refund", '{"order": 7, "why": "late"}')),
+        asks(ToolCall("refund", '{"order": 7, "why"')),
+        RunOutput(written.parts),
+    ]
+    assert len({key(output) for output in (written, *different)}) == 1 + len(different)
+    assert is_json(written)
+    assert is_json(asks(ToolCall("refund", "{}"), text='{"a": 1}'))
+    assert not is_json(different[2])
+    assert not is_json(different[4])
+
+
+def test_a_callable_gets_tool_calls_and_parsed_values():
+    output = asks(ToolCall("refund", '{"order": 7}'), ToolCall("tell", "all is well"))
+    assert [(call.name, call.arguments) for call in output.tool_calls] == [
+        ("refund", '{"order": 7}'),
+        ("tell", "all is well"),
+    ]
+    assert output.tool_calls[0].parsed == {"order": 7}
+    assert RunOutput(['{"label": "refund", "score": 0.5}']).parsed == {"label": "refund", "score": 0.5}
+    assert RunOutput(["[1]", "null"]).parsed == [[1], None]
+
+
+def test_what_is_not_json_has_no_parsed_value():
+    """Two outputs that are not JSON must not be equal because neither can be read."""
+    by_label = resolve(lambda output: output.parsed["label"])
+    assert by_label.key(RunOutput(['{"label": "refund"}'])) == "refund"
+    with pytest.raises(ValueError, match=r"the output is not JSON .*: 'I would say refund'"):
+        by_label.key(RunOutput(["I would say refund"]))
 
 
 def test_a_callable_gets_the_whole_output():
