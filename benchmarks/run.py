@@ -126,7 +126,7 @@ def analysis() -> None:
     import hashlib
 
     from pytest_llm_determinism.analysis.compare import resolve
-    from pytest_llm_determinism.analysis.divergence import divergence
+    from pytest_llm_determinism.analysis.divergence import divergence, ways
     from pytest_llm_determinism.analysis.groups import group, outcomes
     from pytest_llm_determinism.runs import Exchange, Run
 
@@ -140,8 +140,9 @@ def analysis() -> None:
 
     def grouped() -> float:
         started = time.perf_counter()
-        groups = group(outcomes(made, made[0]), resolve("exact"))
-        divergence([(found.parts, found.count) for found in groups])
+        items = outcomes(made, made[0])
+        groups = group(items, resolve("exact"))
+        divergence(ways(groups, items, resolve("exact")))
         return time.perf_counter() - started
 
     def hashed() -> float:
