@@ -1,11 +1,14 @@
 """Each finding: where it must appear, word for word, and where it must not."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+import pytest_llm_determinism.analysis.findings
 from pytest_llm_determinism.analysis.compare import resolve
-from pytest_llm_determinism.analysis.findings import Finding, findings, load_sensitive
+from pytest_llm_determinism.analysis.findings import CODES, Finding, findings, load_sensitive
 from pytest_llm_determinism.analysis.groups import group, outcomes
 from pytest_llm_determinism.runs import Exchange, Run
 
@@ -71,7 +74,10 @@ def asking(*requests):
     ],
 )
 def test_prompts_that_vary_are_found_with_the_first_path_that_differs(one, other, path):
-    message = f"the test itself sent 2 different requests at step 1 in 3 runs; they first differ at {path}"
+    message = (
+        f"the test itself sent 2 different requests at step 1 in 3 runs; they first differ at {path};"
+        " send the same in every run"
+    )
     assert found(asking("p", "q", "p"), {"p": one, "q": other}) == {"prompt-varies": message}
 
 
@@ -94,7 +100,10 @@ def test_fields_that_are_no_part_of_the_question_come_with_the_option_that_leave
 
 def test_an_option_is_offered_only_when_nothing_else_varies():
     bodies = {"p": prompt("a", user="u-1"), "q": prompt("a", user="u-2"), "r": prompt("b", user="u-3")}
-    message = "the test itself sent 3 different requests at step 1 in 3 runs; they first differ at user"
+    message = (
+        "the test itself sent 3 different requests at step 1 in 3 runs; they first differ at user;"
+        " send the same in every run"
+    )
     assert found(asking("p", "q", "r"), bodies) == {"prompt-varies": message}
 
 
@@ -107,13 +116,13 @@ def test_an_option_is_offered_only_when_nothing_else_varies():
     ],
 )
 def test_prompts_that_vary_are_found_without_a_path_where_none_is_known(bodies):
-    message = "the test itself sent 3 different requests at step 1 in 4 runs"
+    message = "the test itself sent 3 different requests at step 1 in 4 runs; send the same in every run"
     assert found(asking("p", "q", "r", "q"), bodies) == {"prompt-varies": message}
 
 
 def test_prompts_that_vary_at_a_later_step():
     runs = [[exchange("yes", "A"), exchange("so", later)] for later in "BCB"]
-    message = "the test itself sent 2 different requests at step 2 in 3 runs"
+    message = "the test itself sent 2 different requests at step 2 in 3 runs; send the same in every run"
     assert found(runs) == {"prompt-varies": message}
 
 
@@ -123,7 +132,9 @@ def test_only_runs_that_were_told_the_same_are_compared():
         [exchange("no", "A"), exchange("well", "C")],
         [exchange("no", "A"), exchange("well", "D")],
     ]
-    assert found(runs) == {"prompt-varies": "the test itself sent 2 different requests at step 2 in 2 runs"}
+    assert found(runs) == {
+        "prompt-varies": "the test itself sent 2 different requests at step 2 in 2 runs; send the same in every run"
+    }
 
 
 @pytest.mark.parametrize(
@@ -149,8 +160,8 @@ def test_prompts_that_do_not_vary(runs):
 
 # sampling-on
 
-DRAWN = "temperature is {}, so answers are drawn at random"
-UNSENT = "no temperature is sent, so the provider's default applies, often 1"
+DRAWN = "temperature is {}, so answers are drawn at random; send temperature=0"
+UNSENT = "no temperature is sent, so the provider's default applies, often 1; send temperature=0"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +206,8 @@ def test_what_is_only_recorded_has_no_temperature():
 def test_answers_that_are_not_json_under_compare_json():
     runs = ['{"a": 1}', "refund", '{"a":1.0}', "refund", "Sure! {}"]
     assert found(runs, compare="json") == {
-        "not-json": "compare=json, but 3 runs answered something else; those were compared exactly"
+        "not-json": "compare=json, but 3 of 5 runs answered something else, which was compared exactly; ask the model"
+        " for JSON and nothing else (response_format), or choose another comparison"
     }
 
 
@@ -212,6 +224,11 @@ def test_answers_that_are_json_and_other_comparisons():
 
 # formatting-only
 
+FORM = (
+    "the {} outputs are equal under compare={}: they differ in form only; choose that comparison if form does not"
+    " matter to you"
+)
+
 
 @pytest.mark.parametrize(
     ("runs", "compare", "named"),
@@ -227,15 +244,12 @@ def test_answers_that_are_json_and_other_comparisons():
     ],
 )
 def test_outputs_that_differ_in_form_only(runs, compare, named):
-    message = f"the {len(runs)} outputs are equal under compare={named}: they differ in form only"
-    assert found(runs, compare=compare)["formatting-only"] == message
+    assert found(runs, compare=compare)["formatting-only"] == FORM.format(len(runs), named)
 
 
 def test_every_step_differs_in_form_only():
     runs = [[exchange("yes", "A"), exchange("so", "B")], [exchange("yes ", "A"), exchange("so\n", "B")]]
-    assert found(runs) == {
-        "formatting-only": "the 2 outputs are equal under compare=stripped: they differ in form only"
-    }
+    assert found(runs) == {"formatting-only": FORM.format(2, "stripped")}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +274,7 @@ def test_steps_split_in_another_way_are_more_than_form():
 
 LOOP = (
     "in {} of {} runs the output ends by repeating itself, so a pass proves little:"
-    " a model in a loop is stable whatever its arithmetic"
+    " a model in a loop is stable whatever its arithmetic; ask for something that has an end, or for fewer tokens"
 )
 
 
@@ -364,7 +378,8 @@ APART = "each load is stable by itself, but they answer differently: "
     ],
 )
 def test_answers_that_depend_on_the_load(unique, over_all, message):
-    assert load_sensitive(unique, over_all) == Finding("load-sensitive", message)
+    advice = "; ask for batch-invariant serving, or judge the load you serve under"
+    assert load_sensitive(unique, over_all) == Finding("load-sensitive", message + advice)
 
 
 @pytest.mark.parametrize(
@@ -404,6 +419,8 @@ def test_one_output_that_ended_for_different_reasons():
     runs = [[exchange("a", finish_reason=reason)] for reason in ("stop", "length", "stop", None)]
     assert found(runs) == {
         "finish-reason-varies": "the same output ended for different reasons: 2 × stop, 1 × length, 1 × no reason given"
+        "; where the application looks at the reason it goes on differently: allow more tokens, or record the reason so"
+        " that it is compared"
     }
 
 
@@ -417,8 +434,8 @@ def thought(output, reasoning):
 
 def test_one_output_that_was_reasoned_out_in_different_ways():
     assert found([thought("a", "so"), thought("a", "or so"), thought("a", "so")]) == {
-        "reasoning-varies": "2 different ways of reasoning led to the same output; reasoning is compared only by a"
-        " compare callable that looks at output.reasoning"
+        "reasoning-varies": "2 different ways of reasoning led to the same output; if that matters, compare it with a"
+        " callable that looks at output.reasoning: no named comparison does"
     }
     assert found([thought("a", "so"), thought("a", "so"), thought("b", "or so")]) == {}
 
@@ -439,10 +456,21 @@ def test_what_is_asked_after_different_reasoning_may_differ():
 @pytest.mark.parametrize("field", ["generationConfig", "options", "inferenceConfig", "parameters"])
 def test_a_temperature_among_the_options_is_found(field):
     warm, cold = ({"question": {"messages": [], field: {"temperature": degree}}} for degree in (0.7, 0))
-    assert found(["a", "a"], warm) == {"sampling-on": "temperature is 0.7, so answers are drawn at random"}
+    assert found(["a", "a"], warm) == {"sampling-on": DRAWN.format("0.7")}
     assert found(["a", "b"], cold) == {}
 
 
 @pytest.mark.parametrize("api", ["embeddings", "an API that pytest_determinism_output reads"])
 def test_an_api_of_which_no_temperature_is_known_is_not_accused(api):
     assert found(["a", "b"], {"question": {"input": "x"}}, api=api) == {}
+
+
+# The list of codes
+
+
+def test_the_page_and_the_code_have_the_same_list_of_codes():
+    page = (Path(__file__).parents[2] / "docs" / "findings.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == CODES
+    package = Path(pytest_llm_determinism.analysis.findings.__file__).parent
+    source = "".join(module.read_text(encoding="utf-8") for module in package.glob("*.py"))
+    assert set(re.findall(r"Finding\(\s*\"([a-z-]+)\"", source)) == set(CODES)
