@@ -30,12 +30,15 @@ class Budget:
         settings: of the session; ``max_calls``, ``rate`` or both are given.
         folder: where `share` made the count that the workers of a session have in common; None where this process is
             the only one.
+
+    Attributes:
+        interval: seconds from the start of one call to that of the next, 0.0 without a rate.
     """
 
     def __init__(self, settings: Settings, folder: Path | None = None) -> None:
         self._settings = settings
         self._most: int = sys.maxsize if settings.max_calls is None else settings.max_calls
-        self._interval: float = 0.0 if settings.rate is None else 1 / settings.rate
+        self.interval: float = 0.0 if settings.rate is None else 1 / settings.rate
         # With a shared count, what this process knows of it. Both only grow.
         self._made = 0
         self._next = 0.0
@@ -49,11 +52,17 @@ class Budget:
         """Calls that may still be made; under pytest-xdist fewer if other workers made some meanwhile."""
         return self._most - self._made
 
-    def take(self, now: float) -> float:
+    @property
+    def pace(self) -> str:
+        """The setting that spaces calls, with where it comes from."""
+        return self._settings.quote("rate")
+
+    def take(self, now: float, free_for: float = 0.0) -> float:
         """Count one call, which may then go out at once, or say in how many seconds to try again.
 
         Args:
             now: seconds as `time.monotonic` tells them, which is one clock for all processes of a machine.
+            free_for: seconds for which nobody must have taken the turn: whoever waits for it comes first.
 
         Returns:
             0.0 when the call is counted.
@@ -68,14 +77,14 @@ class Budget:
         with self._lock:
             if not self.left:
                 raise Refusal(self._spent())
-            if now < self._next:
-                return self._next - now
+            if now < self._next + free_for:
+                return self._next + free_for - now
             # Without a rate there are no turns: a thread that looked at the clock earlier is not late.
-            after = now + self._interval if self._interval else 0.0
+            after = now + self.interval if self.interval else 0.0
             if self._path is None:
                 self._made, self._next = self._made + 1, after
                 return 0.0
-            return self._take_shared(self._path, now, after)
+            return self._take_shared(self._path, now, after, free_for)
 
     def note(self, reasons: Iterable[str]) -> str | None:
         """What the summary says when tests ended for these reasons; None if the budget stopped none of them."""
@@ -90,12 +99,13 @@ class Budget:
             self._connection.close()
             self._connection = None
 
-    def _take_shared(self, path: Path, now: float, after: float) -> float:
+    def _take_shared(self, path: Path, now: float, after: float, free_for: float) -> float:
         try:
             if self._connection is None:
                 self._connection = _connect(path)
             taken = self._connection.execute(
-                "UPDATE calls SET made = made + 1, next = ? WHERE made < ? AND next <= ?", (after, self._most, now)
+                "UPDATE calls SET made = made + 1, next = ? WHERE made < ? AND next <= ?",
+                (after, self._most, now - free_for),
             )
             if taken.rowcount:
                 self._made += 1
@@ -111,7 +121,7 @@ class Budget:
             ) from error
         if not self.left:
             raise Refusal(self._spent())
-        return self._next - now
+        return self._next + free_for - now
 
     def _given(self) -> str:
         given = [name for name in ("max_calls", "rate") if self._settings.origin(name).value is not None]

@@ -7,10 +7,10 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from pytest_llm_determinism.commands import serve
+from pytest_llm_determinism.commands import plan, probe, selfcheck, serve
 from pytest_llm_determinism.results import PACKAGE
 
-COMMANDS = (serve,)
+COMMANDS = (serve, probe, plan, selfcheck)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,9 +51,10 @@ class Collected:
         """The lines of the summary section; none if no test was marked."""
         lines = []
         if self.results:
-            from pytest_llm_determinism.report.text import table
+            from pytest_llm_determinism.report.text import table, worth
 
-            lines = table(list(self.results.values()), datetime.datetime.now(datetime.UTC))
+            results = list(self.results.values())
+            lines = [*table(results, datetime.datetime.now(datetime.UTC)), *worth(results)]
         if self.ungated:
             lines.append(f"gate=off: {len(self.ungated)} marked tests ran once, without being gated")
         return lines + list(dict.fromkeys(self.notes))

@@ -1,8 +1,8 @@
 """What the workers of one xdist session may have in flight together.
 
-Each worker takes its share of `concurrency`. With more workers than that, as many experiments run at a time as there
-are calls to share; and while one worker samples under ``solo``, no other samples at all: company would change what it
-shows.
+Each worker takes its share of `concurrency`, and of `neighbours`. With more workers than that, as many experiments run
+at a time as there are calls to share; and while one worker samples under ``solo``, no other samples at all: company
+would change what it shows.
 The locks are the operating system's, so a worker that dies gives back what it held.
 """
 

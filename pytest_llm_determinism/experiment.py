@@ -6,10 +6,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pytest_llm_determinism.analysis.compare import Comparison
-from pytest_llm_determinism.analysis.divergence import divergence
+from pytest_llm_determinism.analysis.divergence import divergence, ways
 from pytest_llm_determinism.analysis.findings import findings
 from pytest_llm_determinism.analysis.groups import Outcome, group
-from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower
+from pytest_llm_determinism.analysis.statistics import (
+    agreement,
+    agreement_lower,
+    disagreement,
+    entropy,
+    new_output_chance,
+)
 from pytest_llm_determinism.results import BodyFailure, CallCount, Experiment, Step, Usage
 from pytest_llm_determinism.runs import Exchange, Run
 
@@ -26,6 +32,7 @@ def experiment(
     comparison: Comparison,
     confidence: float,
     calls: CallCount,
+    neighbour_calls: int,
     seconds: float,
     failures: Sequence[tuple[int, str]],
 ) -> Experiment:
@@ -40,21 +47,22 @@ def experiment(
     heard = [item for item in items if item.output.parts]
     groups = group(heard, comparison)
     counts = [found.count for found in groups]
+    errors = sum(run.error is not None for run in runs)
     return Experiment(
         load=load,
         attempt=attempt,
         seed=seed,
-        neighbour_calls=0,
+        neighbour_calls=neighbour_calls,
         runs=wanted,
         completed=len(items),
-        errors=sum(run.error is not None for run in runs),
+        errors=errors,
         unique=len(groups),
         unique_raw=len({item.output.parts for item in heard}),
         agreement=agreement(counts),
-        agreement_lower=agreement_lower(counts, confidence),
+        agreement_lower=agreement_lower(counts, confidence, wanted - errors),
         confidence=confidence,
         groups=tuple(groups),
-        divergence=divergence([(found.parts, found.count) for found in groups]),
+        divergence=divergence(ways(groups, heard, comparison)),
         findings=findings(heard, groups, requests, comparison),
         steps=_steps(items),
         calls=calls,
@@ -62,6 +70,9 @@ def experiment(
         seconds=seconds,
         error_messages=_by_kind((run.index, run.error) for run in runs if run.error is not None),
         failures=_by_text(failures),
+        disagreement=disagreement(counts),
+        new_output_chance=new_output_chance(counts),
+        entropy=entropy(counts),
     )
 
 

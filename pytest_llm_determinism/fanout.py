@@ -13,8 +13,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from pytest_llm_determinism.neighbours import in_company, in_company_async
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.sampling import Ask, Received
+from pytest_llm_determinism.shapes import ModelCall
 from pytest_llm_determinism.slots import in_event_loop
 
 inside_call: contextvars.ContextVar[tuple[_Batch, int] | None] = contextvars.ContextVar("inside_call", default=None)
@@ -25,6 +27,9 @@ library (a test client) calls its model from there, and must not wait for the sl
 PATIENCE = 10.0
 """Seconds after which no more calls are started ahead within one call of the application. That call returns when the
 batch is done, and an application may have a deadline of its own around it."""
+
+NAP = 0.05
+"""Seconds after which a worker that waits for its start looks how long calls take by now."""
 
 LONGEST_PAUSE = 0.5
 """Seconds after which a call that waits for its turn looks whether it is still wanted."""
@@ -41,7 +46,18 @@ class _Batch:
         self._until = time.monotonic() + min(PATIENCE, patience / 2)
         self._cancelled = False
         self._lock = threading.Lock()
+        self._span = ask.seconds
         self.delays = ask.starts(min(ask.sampler.plan.concurrency, len(self._queue))) if ahead else [0.0]
+
+    def before_start(self, delay: float, since: float) -> float:
+        """Seconds until a worker with this delay starts that is there since then, at most `NAP`; none when it may.
+
+        Delays are spread over the time one call took, and shrink when calls turn out to be quicker: a first call may
+        have met a server that was only waking up, and calls spread over its time would travel alone.
+        """
+        if self._span and self.ask.seconds is not None:
+            delay *= min(1.0, self.ask.seconds / self._span)
+        return min(NAP, since + delay - time.monotonic())
 
     def next(self) -> int | None:
         """The next run to ask for; nothing more once fetching ahead proved harmful."""
@@ -104,6 +120,10 @@ class _Batch:
             self._cancelled = True
             self._queue.clear()
 
+    def is_interrupted(self) -> bool:
+        """Whether the run's own call ended in something that is no error of it, such as Ctrl-C: no time for others."""
+        return isinstance(self.own, BaseException) and not isinstance(self.own, (Exception, Refusal))
+
     def result(self) -> Received:
         if self.refusal is not None:
             raise self.refusal
@@ -113,20 +133,37 @@ class _Batch:
         return self.own
 
 
-def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool, patience: float) -> Received:
-    """Ask for the active run, and ahead.
+def fetch(
+    ask: Ask,
+    send: Callable[[ModelCall, bool], Received],
+    fan_out: bool,
+    patience: float,
+    connections: float = float("inf"),
+) -> Received:
+    """Ask for the active run, and ahead, with neighbours where the load wants them.
 
     Args:
-        send: makes one call; its argument says whether it is the run's own.
+        send: sends a call; its second argument says whether it is the run's own.
         fan_out: whether the client may be used for more than the run's own call.
         patience: seconds that the client itself would wait for an answer; half of them may go into calls ahead.
+        connections: the most that the client opens.
     """
     # A call that blocks an event loop whose tasks hold every slot would wait for them, and they for it.
     stuck = ask.sampler.slots.all_taken() and in_event_loop()
-    batch = _Batch(ask, _ahead(ask) if fan_out and not stuck else [], patience)
+    with in_company(ask, lambda call: send(call, False), fan_out, patience, connections):
+        batch = _Batch(ask, _ahead(ask) if fan_out and not stuck else [], patience)
+        _make(batch, send, stuck)
+    return batch.result()
+
+
+def _make(batch: _Batch, send: Callable[[ModelCall, bool], Received], stuck: bool) -> None:
+    """Make the calls of a batch."""
+    ask = batch.ask
 
     def work(delay: float) -> None:
-        time.sleep(delay)
+        since = time.monotonic()
+        while (seconds := batch.before_start(delay, since)) > 0:
+            time.sleep(seconds)
         while (run := batch.next()) is not None:
             try:
                 received = _call(batch, run, send, stuck)
@@ -139,7 +176,9 @@ def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool, patience: f
 
     if len(batch.delays) == 1:
         work(batch.delays[0])
-        return batch.result()
+        if batch.is_interrupted():
+            batch.result()
+        return
     workers = [
         threading.Thread(
             target=contextvars.copy_context().run, args=(work, delay), daemon=True, name="determinism-fanout"
@@ -154,19 +193,41 @@ def fetch(ask: Ask, send: Callable[[bool], Received], fan_out: bool, patience: f
     except BaseException:
         batch.cancel()
         raise
-    return batch.result()
 
 
 async def fetch_async(
-    ask: Ask, send: Callable[[bool], Awaitable[Received]], fan_out: bool, patience: float
+    ask: Ask,
+    send: Callable[[ModelCall, bool], Awaitable[Received]],
+    fan_out: bool,
+    patience: float,
+    connections: float = float("inf"),
 ) -> Received:
     """As `fetch`, on the event loop of the caller."""
+    try:
+        async with in_company_async(ask, lambda call: send(call, False), fan_out, patience, connections):
+            batch = _Batch(ask, _ahead(ask) if fan_out else [], patience)
+            await _make_async(batch, send)
+    except BaseExceptionGroup as group:
+        raise _alone(group) from None
+    return batch.result()
+
+
+def _alone(error: BaseException) -> BaseException:
+    """An exception without the groups that task groups put around it: pytest ends at a Ctrl-C, and not at a group."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+async def _make_async(batch: _Batch, send: Callable[[ModelCall, bool], Awaitable[Received]]) -> None:
     import anyio
 
-    batch = _Batch(ask, _ahead(ask) if fan_out else [], patience)
+    ask = batch.ask
 
     async def work(delay: float) -> None:
-        await anyio.sleep(delay)
+        since = time.monotonic()
+        while (seconds := batch.before_start(delay, since)) > 0:
+            await anyio.sleep(seconds)
         while (run := batch.next()) is not None:
             try:
                 received = await _call_async(batch, run, send)
@@ -183,7 +244,6 @@ async def fetch_async(
         async with anyio.create_task_group() as group:
             for delay in batch.delays:
                 group.start_soon(work, delay)
-    return batch.result()
 
 
 def _ahead(ask: Ask) -> list[int]:
@@ -193,7 +253,7 @@ def _ahead(ask: Ask) -> list[int]:
     return ahead if budget is None else ahead[: max(0, budget.left - 1)]
 
 
-def _call(batch: _Batch, run: int, send: Callable[[bool], Received], stuck: bool) -> Received | None:
+def _call(batch: _Batch, run: int, send: Callable[[ModelCall, bool], Received], stuck: bool) -> Received | None:
     """One call, as soon as it may go out; None if it is not made any more.
 
     Its turn is the last thing it waits for, with its slot in hand: turns waited for first would come to nothing while
@@ -205,7 +265,7 @@ def _call(batch: _Batch, run: int, send: Callable[[bool], Received], stuck: bool
         ask.sampler.slots.acquire()
     token = inside_call.set((batch, run))
     try:
-        return send(batch.is_own(run)) if _goes_out(batch, run) else None
+        return send(ask.call, batch.is_own(run)) if _goes_out(batch, run) else None
     finally:
         inside_call.reset(token)
         if not nested:
@@ -233,7 +293,9 @@ def sent_again() -> None:
         raise Refusal("the call is not wanted any more")
 
 
-async def _call_async(batch: _Batch, run: int, send: Callable[[bool], Awaitable[Received]]) -> Received | None:
+async def _call_async(
+    batch: _Batch, run: int, send: Callable[[ModelCall, bool], Awaitable[Received]]
+) -> Received | None:
     """As `_call`, while the event loop goes on."""
     import anyio
 
@@ -248,7 +310,7 @@ async def _call_async(batch: _Batch, run: int, send: Callable[[bool], Awaitable[
         if seconds is None:
             return None
         ask.sent()
-        return await send(batch.is_own(run))
+        return await send(ask.call, batch.is_own(run))
     finally:
         inside_call.reset(token)
         if not nested:

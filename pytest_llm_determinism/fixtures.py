@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from pytest_llm_determinism.analysis.groups import runs_in_words
 from pytest_llm_determinism.marker import keyword_values
 from pytest_llm_determinism.observe import active
 from pytest_llm_determinism.outcomes import Inconclusive
@@ -13,7 +14,6 @@ from pytest_llm_determinism.repeat import Failure, Repeater
 from pytest_llm_determinism.results import Experiment
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import SettingError, check_claim
-from pytest_llm_determinism.verdict import runs_in_words
 
 
 class Determinism:
@@ -74,7 +74,7 @@ class Determinism:
             if len(settings.load) * settings.attempts > 1:
                 raise SettingError(
                     f"determinism.repeat makes one experiment, but {settings.quote('load')} with"
-                    f" {settings.quote('attempts')} are several; give it load='solo' or load='burst'"
+                    f" {settings.quote('attempts')} are several; give it one load"
                 )
         except SettingError as error:
             raise SettingError(f"{self._nodeid}: {error}") from None

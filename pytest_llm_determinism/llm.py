@@ -161,7 +161,9 @@ class LLM:
             yield active.sampler
             return
         if self._alone is None:
-            plan = self._session.plan(self._settings, self._settings.load[0], attempt=0, runs=1, seed=0)
+            # One answer is no experiment, and no neighbours are paid for it.
+            load = next((load for load in self._settings.load if load != "crowd"), "solo")
+            plan = self._session.plan(self._settings, load, attempt=0, runs=1, seed=0)
             self._alone = Sampler(plan, self._session.store(self._settings), self._session.budget)
             self._alone.start_run(0)
         try:

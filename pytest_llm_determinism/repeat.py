@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pytest_llm_determinism.analysis.compare import Comparison
-from pytest_llm_determinism.analysis.findings import load_sensitive
-from pytest_llm_determinism.analysis.groups import Outcome, group, missing_calls, outcomes
+from pytest_llm_determinism.analysis.findings import Finding, Observed, load_sensitive, neighbours_failed, over_all
+from pytest_llm_determinism.analysis.groups import MissingCall, Outcome, group, missing_calls, outcomes
+from pytest_llm_determinism.analysis.statistics import agreement_lower
+from pytest_llm_determinism.crowd import NeighbourCount
 from pytest_llm_determinism.experiment import experiment
 from pytest_llm_determinism.observe import active, observing
 from pytest_llm_determinism.observe.unseen import Unseen, noting
@@ -65,6 +67,9 @@ class _Sampled:
     requests: dict[str, str]
     runs: list[Run] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
+    counts: Counter[Hashable] = field(default_factory=Counter)
+    """Runs by what they are compared by, kept under `fail_fast`."""
+    neighbours: NeighbourCount = field(default_factory=NeighbourCount)
     seconds: float = 0.0
 
 
@@ -131,6 +136,8 @@ class Repeater:
             sampled.seconds = time.perf_counter() - started
             calls = sampler.calls
             sampled.calls = CallCount(calls.live, calls.cached, calls.oldest_sample())
+            if sampler.crowd is not None:
+                sampled.neighbours = sampler.crowd.count
 
     def _admitted(self, load: str) -> contextlib.AbstractContextManager[None]:
         # Within a run of another experiment (determinism.repeat in a marked body) what that one holds is enough.
@@ -145,7 +152,9 @@ class Repeater:
         self._first = self._first or run
         if self.settings.fail_fast:
             for item in outcomes([run], self._first):
-                self._counts[self._comparison.key(item.output)] += 1
+                key = self._comparison.key(item.output)
+                self._counts[key] += 1
+                sampled.counts[key] += 1
 
     def _failed(self, sampled: _Sampled, index: int, error: BaseException, subtest: Subtest | None = None) -> None:
         if isinstance(error, SubtestsFailed):
@@ -176,27 +185,38 @@ class Repeater:
         errors = max(sum(run.error is not None for run in sampled.runs) for sampled in self._sampled)
         if self.failures or len(self._counts) > settings.max_unique or errors > settings.max_errors:
             return True
-        if settings.min_agreement is None or not self._counts:
+        # An experiment of one run would be judged by that alone.
+        if settings.min_agreement is None or self._sampled[-1].counts.total() < 2:
             return False
-        others = self._counts.total() - max(self._counts.values())
         wanted = settings.runs * settings.attempts * len(settings.load)
-        return bool((wanted - others) / wanted < settings.min_agreement)
+        return self._out_of_reach(self._counts, wanted) or any(
+            self._out_of_reach(sampled.counts, settings.runs) for sampled in self._sampled
+        )
+
+    def _out_of_reach(self, counts: Counter[Hashable], wanted: int) -> bool:
+        """Whether `min_agreement` would not be met even if all runs to come were like most of those made."""
+        settings = self.settings
+        most = wanted - counts.total() + max(counts.values(), default=0)
+        confidence = settings.confidence
+        reached = most / wanted if confidence is None else agreement_lower([most], confidence, wanted)
+        return bool(reached < settings.min_agreement)
 
     # What it showed
 
     def experiments(self) -> tuple[Experiment, ...]:
-        return tuple(self._analysed(sampled, self._outcomes(sampled)) for sampled in self._sampled)
+        items = [self._outcomes(sampled) for sampled in self._sampled]
+        return self._all_analysed(items, list(missing_calls([item for found in items for item in found])))
 
     def result(self, nodeid: str) -> TestResult:
         """The verdict over all experiments."""
         settings = self.settings
         items = [self._outcomes(sampled) for sampled in self._sampled]
-        experiments = tuple(map(self._analysed, self._sampled, items))
         together = [item for found in items for item in found]
         heard = [item for item in together if item.output.parts]
         groups = group(heard, self._comparison)
-        experiments = _with_load_finding(experiments, self._unique_under_loads(items), len(groups))
         missing = list(missing_calls(together))
+        experiments = self._all_analysed(items, missing)
+        experiments = _with_load_finding(experiments, self._unique_under_loads(items), len(groups))
         short = {id(item) for found in missing for item in found.missing}
         evidence = Evidence(
             experiments=experiments,
@@ -232,8 +252,31 @@ class Repeater:
             by_load.setdefault(sampled.plan.load, []).extend(item for item in found if item.output.parts)
         return {load: len(group(heard, self._comparison)) for load, heard in by_load.items()}
 
+    def _all_analysed(self, items: list[list[Outcome]], missing: Sequence[MissingCall]) -> tuple[Experiment, ...]:
+        """The experiments, each with what all of them together show of it.
+
+        Args:
+            items: those of each experiment.
+        """
+        experiments = map(self._analysed, self._sampled, items)
+        observed = [
+            Observed(
+                load=sampled.plan.load,
+                attempt=sampled.plan.attempt,
+                runs=sampled.runs,
+                items=found,
+                in_flight=sampled.plan.concurrency,
+                live=sampled.calls.live,
+                cached=sampled.calls.cached,
+            )
+            for sampled, found in zip(self._sampled, items, strict=True)
+        ]
+        shared = over_all(observed, missing, self._comparison, whole=not self.settings.fail_fast)
+        return tuple(_with_findings(found, *more) for found, more in zip(experiments, shared, strict=True))
+
     def _analysed(self, sampled: _Sampled, items: list[Outcome]) -> Experiment:
-        return experiment(
+        came = sampled.neighbours
+        found = experiment(
             load=sampled.plan.load,
             attempt=sampled.plan.attempt,
             seed=sampled.plan.seed,
@@ -244,9 +287,12 @@ class Repeater:
             comparison=self._comparison,
             confidence=self.settings.confidence or 0.95,
             calls=sampled.calls,
+            neighbour_calls=came.calls,
             seconds=sampled.seconds,
             failures=sampled.failures,
         )
+        failed = neighbours_failed(came.calls, came.failures, came.example)
+        return found if failed is None else _with_findings(found, failed)
 
 
 def _titles(experiments: tuple[Experiment, ...], items: list[list[Outcome]]) -> dict[int, str]:
@@ -260,7 +306,11 @@ def _with_load_finding(
     finding = load_sensitive(unique, unique_over_all)
     if finding is None:
         return experiments
-    return tuple(replace(found, findings=(*found.findings, finding)) for found in experiments)
+    return tuple(_with_findings(found, finding) for found in experiments)
+
+
+def _with_findings(found: Experiment, *more: Finding) -> Experiment:
+    return replace(found, findings=(*found.findings, *more))
 
 
 class _RunScope:

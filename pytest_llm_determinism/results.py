@@ -8,7 +8,7 @@ import platform
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from pytest_llm_determinism.analysis.divergence import Branch, Divergence
+from pytest_llm_determinism.analysis.divergence import Divergence
 from pytest_llm_determinism.analysis.findings import Finding
 from pytest_llm_determinism.analysis.groups import Group
 
@@ -59,7 +59,11 @@ class Experiment:
         errors: runs that ended in an API error.
         unique: number of groups; `unique_raw` the number of outputs that differ in any character.
         agreement: share of the largest group.
-        agreement_lower: lower bound of the chance that another call agrees, at `confidence`.
+        agreement_lower: lower bound of the chance that another call gives the most common answer, at `confidence`; runs
+            that were wanted and gave no output count as disagreeing, except those that ended in an API error.
+        disagreement: the chance that two different runs disagree.
+        new_output_chance: the chance that the next run shows an output not seen yet.
+        entropy: of the outputs seen, in bits.
         error_messages: what went wrong in the runs counted by `errors`, with the runs.
         seconds: wall time.
     """
@@ -86,6 +90,9 @@ class Experiment:
     cost: None = None
     error_messages: tuple[BodyFailure, ...] = ()
     failures: tuple[BodyFailure, ...] = ()
+    disagreement: float = 0.0
+    new_output_chance: float = 1.0
+    entropy: float = 0.0
 
     @property
     def title(self) -> str:
@@ -103,10 +110,7 @@ class Experiment:
             **{
                 **data,
                 "groups": tuple(Group(**{**group, **_tuples(group)}) for group in data["groups"]),
-                "divergence": divergence
-                and Divergence(
-                    **{**divergence, "branches": tuple(Branch(**branch) for branch in divergence["branches"])}
-                ),
+                "divergence": divergence and Divergence.from_json(divergence),
                 "findings": tuple(Finding(**finding) for finding in data["findings"]),
                 "steps": tuple(Step(**step) for step in data["steps"]),
                 "calls": CallCount(**data["calls"]),

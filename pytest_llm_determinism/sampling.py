@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from pytest_llm_determinism.crowd import Crowd
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.runs import Exchange, Run
 from pytest_llm_determinism.shapes import (
@@ -59,12 +60,13 @@ class Plan:
     """What one experiment is to do.
 
     Attributes:
-        concurrency: calls in flight, this process's share; 1 under ``solo``.
+        concurrency: calls in flight, this process's share; 1 under ``solo``, few under ``crowd``.
+        neighbours: most unrelated calls in flight besides, this process's share; used under ``crowd``.
         batch: most runs fetched ahead at once.
         cache: ``auto``, ``refresh``, ``replay`` or ``off``.
         not_before: samples that arrived earlier (seconds since the epoch) are asked again.
         rules: what requests are model calls, and what identifies one.
-        seed: of the starts' spread.
+        seed: of the starts' spread, and of the neighbours.
     """
 
     load: str
@@ -74,6 +76,7 @@ class Plan:
     cache: str
     not_before: float
     seed: int
+    neighbours: int = 0
     batch: int = WINDOW
     rules: Rules = field(default_factory=Rules)
 
@@ -125,6 +128,12 @@ class _Shelf:
     known: dict[int, Known] = field(default_factory=dict)
     read_up_to: int = 0
     seconds: float | None = None
+    length: int | None = None
+
+    def note(self, sample: Sample, answer: Answer) -> None:
+        """See how long a call takes, in seconds, and its answer is, in tokens."""
+        self.seconds = sample.seconds
+        self.length = answer.output_tokens or len(answer.output) // 4
 
 
 @dataclass(slots=True)
@@ -147,6 +156,7 @@ class Sampler:
         self.plan = plan
         self.budget = budget
         self.slots = Slots(plan.concurrency)
+        self.crowd = Crowd(plan.neighbours, plan.seed, budget) if plan.load == "crowd" else None
         self.calls = Calls()
         self.random = random.Random(plan.seed)
         self.refusal: str | None = None
@@ -277,7 +287,7 @@ class Sampler:
                     known = Known(sample, answer, self._exchange(asked.place, answer), stored=True)
                     shelf.known.setdefault(keys[key], known)
                     self._stocked.add(asked.place)
-                    shelf.seconds = sample.seconds
+                    shelf.note(sample, answer)
             shelf.read_up_to = max(stop, start + 1)
         return shelf
 
@@ -317,6 +327,8 @@ class Ask:
     Attributes:
         known: its sample, if it need not be asked.
         recognised: the call's key by the request alone.
+        is_stored: whether its answer is kept and replayed, see `Sampler.ask`.
+        in_words: tells of an error of the call, without the credentials in it.
     """
 
     def __init__(
@@ -329,7 +341,8 @@ class Ask:
         stored: bool,
     ) -> None:
         self.sampler = sampler
-        self._stored = stored
+        self.is_stored = stored
+        self.in_words: Callable[[Exception], str] = named
         self._store = sampler.store if stored else None
         self.call = call
         self.place = place
@@ -349,8 +362,17 @@ class Ask:
         """
         sampler = self.sampler
         with sampler._lock:
-            seconds = sampler._shelves[self.place].seconds or 0.0
-            return [sampler.random.uniform(0, seconds) for _ in range(count)]
+            return [sampler.random.uniform(0, self.seconds or 0.0) for _ in range(count)]
+
+    @property
+    def seconds(self) -> float | None:
+        """How long a call for this request takes; None before there was one."""
+        return self.sampler._shelves[self.place].seconds
+
+    @property
+    def length(self) -> int | None:
+        """How long its answer is, in tokens; None before there was one."""
+        return self.sampler._shelves[self.place].length
 
     @property
     def held(self) -> bool:
@@ -407,11 +429,13 @@ class Ask:
             sampler.calls.live += 1
             if sampler.calls.live == 1 and self._store is not None:
                 self._store.get_ready()
+        if sampler.crowd is not None:
+            sampler.crowd.sampled()
 
     def keep(self, run: int, sample: Sample) -> Known | None:
         """Keep what the server sent for a run; None for what is no answer, which is never kept."""
         known = self._read(run, sample)
-        store = self._store
+        store = self._open_store()
         if known is not None and store is not None:
             self.sampler.guarded(lambda: store.write(self.sampler.key(self.place, run), sample))
         return known
@@ -419,12 +443,18 @@ class Ask:
     async def keep_async(self, run: int, sample: Sample) -> Known | None:
         """As `keep`, while the event loop goes on."""
         known = self._read(run, sample)
-        store = self._store
+        store = self._open_store()
         if known is not None and store is not None:
             writing = store.start_writing(self.sampler.key(self.place, run), sample)
             await finished(writing)
             self.sampler.guarded(lambda: store.result(writing))
         return known
+
+    def _open_store(self) -> SampleStore | None:
+        """Where a sample is kept now: nowhere while neighbours fail, since later sessions would take it for one that
+        had company."""
+        crowd = self.sampler.crowd
+        return None if crowd is not None and crowd.route(self.call).failed else self._store
 
     def _read(self, run: int, sample: Sample) -> Known | None:
         sampler = self.sampler
@@ -441,14 +471,14 @@ class Ask:
             return None
         except Unreadable as error:
             # An application behind a test client has routes of its own, and answers of its own form.
-            self._is_call = self._stored
+            self._is_call = self.is_stored
             if run == self.run.index:
                 self._unreadable = str(error)
             return None
         with sampler._lock:
             known = Known(sample, answer, sampler._exchange(self.place, answer), stored=False)
             shelf = sampler._shelves[self.place]
-            shelf.seconds = sample.seconds
+            shelf.note(sample, answer)
             if run != self.run.index:
                 shelf.known[run] = known
                 sampler._stocked.add(self.place)
@@ -461,7 +491,7 @@ class Ask:
         elif not self._is_call:
             self.abandoned()
         elif received.known is None:
-            self.failed(_reason(received.sample, self._unreadable))
+            self.failed(reason_of(received.sample, self._unreadable))
         else:
             self.answered(received.known)
 
@@ -502,7 +532,7 @@ def named(error: Exception) -> str:
     return ": ".join(filter(None, (type(error).__name__, _in_short(str(error)))))
 
 
-def _reason(sample: Sample, unreadable: str) -> str:
+def reason_of(sample: Sample, unreadable: str) -> str:
     """An HTTP error, or a response that is no answer, in one line."""
     if sample.status < 300:
         return _in_short(unreadable) or "no answer"

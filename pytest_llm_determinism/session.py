@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pytest_llm_determinism.store import SampleStore
 
 
+FEW = 2
+"""Sampled calls in flight under ``crowd``: it is the neighbours that make it one."""
+
+
 class Session:
     """One pytest process: the only one, or one of several xdist workers.
 
@@ -93,14 +97,14 @@ class Session:
         """What one experiment is to do."""
         from pytest_llm_determinism.sampling import WINDOW, Plan
 
-        concurrency = settings.concurrency if self.company is None else self.company.share(settings.concurrency)
-        if load == "solo":
-            concurrency = 1
+        most = {"solo": 1, "crowd": FEW}.get(load, settings.concurrency)
+        concurrency = min(most, self._share(settings.concurrency))
         return Plan(
             load=load,
             attempt=attempt,
             runs=runs,
             concurrency=concurrency,
+            neighbours=self._share(settings.neighbours) if load == "crowd" else 0,
             cache=settings.cache,
             not_before=self._not_before(settings),
             seed=seed,
@@ -108,6 +112,10 @@ class Session:
             batch=concurrency if settings.fail_fast else WINDOW,
             rules=self.rules(settings),
         )
+
+    def _share(self, count: int) -> int:
+        """What of a number of calls in flight is this process's."""
+        return count if self.company is None else self.company.share(count)
 
     def rules(self, settings: Settings) -> Rules:
         """What requests are model calls, and what identifies one."""
@@ -119,7 +127,8 @@ class Session:
         """Hold the other workers off as far as an experiment under this load needs."""
         if self.company is None:
             return contextlib.nullcontext()
-        return self.company.admitted(load, settings.concurrency)
+        shared = min(settings.concurrency, settings.neighbours) if load == "crowd" else settings.concurrency
+        return self.company.admitted(load, shared)
 
     def _not_before(self, settings: Settings) -> float:
         if settings.cache == "refresh":

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-LOADS = ("solo", "burst")
+LOADS = ("solo", "burst", "crowd")
 CACHE_MODES = ("auto", "refresh", "replay", "off")
 COMPARISONS = ("exact", "stripped", "whitespace", "casefold", "json")
 REFERENCE = "reference"
@@ -246,10 +246,8 @@ def _words(given: object) -> list[str]:
 def _load(given: object) -> tuple[str, ...]:
     loads = _words(given)
     for load in loads:
-        if load == "crowd":
-            raise ValueError("crowd is not available in this version; write solo, burst, or both")
         if load not in LOADS:
-            raise ValueError(f"write solo, burst, or both{_close(load, LOADS)}")
+            raise ValueError(f"write one or several of {', '.join(LOADS)}{_close(load, LOADS)}")
     if len(set(loads)) != len(loads):
         raise ValueError("name each load once")
     return tuple(loads)
@@ -452,7 +450,7 @@ TABLE: dict[str, Setting] = {
             _load,
             "LOAD",
             "what else is in flight while sampling: solo (one request at a time), burst (many, with spread"
-            " starts), or both",
+            " starts), crowd (unrelated requests that come and go), or several of them",
             several=True,
         ),
         Setting(
@@ -470,6 +468,14 @@ TABLE: dict[str, Setting] = {
             "CALLS/TIME",
             "live calls started per time, for the whole session: 2/s, 50/min",
             marker=False,
+        ),
+        Setting(
+            "neighbours",
+            8,
+            _whole(1, "write 1 or more"),
+            "N",
+            "most unrelated requests in flight under crowd, on top of concurrency; divided among xdist workers, too",
+            number=True,
         ),
         Setting("fail_fast", False, _on_off, "on|off", "stop sampling as soon as the gate cannot pass any more"),
         Setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_llm_determinism.analysis.groups import MissingCall, Outcome
+from pytest_llm_determinism.analysis.groups import MissingCall, Outcome, runs_in_words
 from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower, percent
 from pytest_llm_determinism.results import Experiment
 from pytest_llm_determinism.settings import Settings
@@ -78,12 +78,6 @@ def in_short(counts: Sequence[int]) -> str:
     return f"{len(counts)} unique of {sum(counts)} ({shown})"
 
 
-def runs_in_words(indices: Sequence[int]) -> str:
-    """``runs 4, 11, 29``; of many the first are shown."""
-    shown = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
-    return f"run{'s' if len(indices) > 1 else ''} {shown}"
-
-
 def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
     experiments = evidence.experiments
     errors = max((found.errors for found in experiments), default=0)
@@ -98,6 +92,15 @@ def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
             f"{errors} of {worst.runs} runs{where} ended in an API error, max_errors={settings.max_errors}: {error}",
             settings.quote("max_errors"),
             _error_advice(settings, error),
+        )
+    alone = next((found for found in experiments if found.load == "crowd" and _is_alone(found)), None)
+    if alone is not None:
+        return Verdict(
+            INCONCLUSIVE,
+            f"under {alone.title} {alone.calls.live} calls had no neighbours: what answers in place of a server (a"
+            " mock, a cassette, a test client) is asked for nothing else",
+            None,
+            "ask a server, or choose load=solo or load=burst",
         )
     if not evidence.counts and (not errors or any(found.completed for found in experiments)):
         return _nothing_observed(evidence)
@@ -129,10 +132,16 @@ def _no_verdict(settings: Settings, evidence: Evidence) -> Verdict | None:
     return None
 
 
+def _is_alone(experiment: Experiment) -> bool:
+    return bool(experiment.calls.live) and not experiment.neighbour_calls
+
+
 def _error_advice(settings: Settings, error: str) -> str:
     if "HTTP 400" in error and "temperature" in error:
         return TEMPERATURE_ADVICE
     kept = "samples that arrived are kept, so a rerun asks only for the others"
+    if settings.cache == "off":
+        kept = f"with {settings.quote('cache')} nothing is kept"
     if "HTTP 429" in error:
         return f"ask less at once than {settings.quote('concurrency')}, or let the client retry; {kept}"
     if "Event loop is closed" in error:
@@ -215,7 +224,7 @@ def _advice(settings: Settings, evidence: Evidence) -> str:
     if "sampling-on" in codes:
         return "send temperature=0"
     if "formatting-only" in codes:
-        return f"{codes['formatting-only'].message}; choose that comparison if form does not matter to you"
+        return codes["formatting-only"].message
     if settings.max_unique == 1 and settings.min_agreement is not None:
         return "min_agreement is judged after max_unique: raise max_unique to let min_agreement alone decide"
     if settings.load == ("burst",):

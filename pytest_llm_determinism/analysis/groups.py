@@ -164,3 +164,9 @@ def missing_calls(items: Sequence[Outcome]) -> Iterator[MissingCall]:
             following.extend(branch for branch in branches.values() if len(branch) > 1)
         alike = following
         step += 1
+
+
+def runs_in_words(indices: Sequence[int]) -> str:
+    """``runs 4, 11, 29``; of many the first are shown."""
+    shown = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+    return f"run{'s' if len(indices) > 1 else ''} {shown}"

@@ -105,14 +105,16 @@ class _Library:
                 answer = Received(ask.known.sample, known=ask.known)
             else:
 
-                async def send(is_own_call: bool) -> Received:
+                async def send(call: ModelCall, is_own_call: bool) -> Received:
                     if not is_own_call:
-                        return (await _read(own, request.ahead(ask.call), request))[1]
-                    response, received = await _read(original, request.live(ask.call), request)
+                        return (await _read(own, request.ahead(call), request))[1]
+                    response, received = await _read(original, request.live(call), request)
                     live.append(response)
                     return received
 
-                answer = await fanout.fetch_async(ask, send, _is_ordinary(session), _patience(session, options))
+                answer = await fanout.fetch_async(
+                    ask, send, _is_ordinary(session), _patience(session, options), _connections(session)
+                )
             ask.concluded(answer)
         return await _replay(own, request, answer, live[0] if live else None)
 
@@ -146,6 +148,12 @@ def _is_ordinary(session: Any) -> bool:
     """Whether calls go to the network by aiohttp's own connections. A connector of the application's own may do
     anything: it is asked only as often as the application asks."""
     return type(session.connector).__module__ == "aiohttp.connector"
+
+
+def _connections(session: Any) -> float:
+    """The most connections that a session opens to one server."""
+    limits = (getattr(session.connector, name, 0) for name in ("limit", "limit_per_host"))
+    return float(min((limit for limit in limits if limit), default="inf"))
 
 
 def _patience(session: Any, options: dict[str, Any]) -> float:
@@ -194,7 +202,7 @@ class _Request:
         return self._readdressed(_Sending(self.session, self.address, options), call)
 
     def ahead(self, call: ModelCall) -> _Sending:
-        """A call for a later run, of which the application's hooks hear nothing."""
+        """A call for a later run, or a neighbour, of which the application's hooks hear nothing."""
         sending = self.live(call)
         headers = self.session._prepare_headers(sending.options.get("headers"))
         if "Idempotency-Key" in headers:
@@ -360,9 +368,9 @@ async def _ask_stand_in(function: Any, request: _Request, ask: Ask) -> Any:
     """The response of something that stands in for aiohttp, as it gives it."""
     given: list[Any] = []
 
-    async def send(_: bool) -> Received:
+    async def send(call: ModelCall, _: bool) -> Received:
         started = time.perf_counter()
-        response = await request.to_stand_in(ask.call).by(function)
+        response = await request.to_stand_in(call).by(function)
         given.append(response)
         if not isinstance(response, request.module.ClientResponse):
             return received(0, (), b"", (), "", started)

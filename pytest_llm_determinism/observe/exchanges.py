@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
+from pytest_llm_determinism import neighbours
 from pytest_llm_determinism.observe import active, unseen
 from pytest_llm_determinism.observe.secrets import credentials, hidden, hidden_bytes
 from pytest_llm_determinism.sampling import Ask, Received, named
@@ -37,7 +38,7 @@ same exchange (one client built on another); any other is a call of its own (an 
 def is_watched(method: str, path: str, content_type: str | None) -> bool:
     """Whether a request may be an exchange of the active run; only then is its body looked at."""
     sampler = active.sampler
-    if sampler is None:
+    if sampler is None or neighbours.sending.get():
         return False
     if may_be_model_call(method, path, content_type or "", sampler.plan.rules):
         return True
@@ -63,11 +64,14 @@ def asked(method: str, url: str, body: bytes, headers: Headers, stored: bool = T
         return None
     if _outer.get() == call.key:
         return None
-    if call.rewritten and _is_signed(headers):
-        sampler.refuse(
-            f"override cannot be set in a request of this test: {call.family.name} requests are signed by the"
-            " client, body and URL; set the value in the application"
-        )
+    if _is_signed(headers):
+        signed = f"{call.family.name} requests are signed by the client, body and URL"
+        if call.rewritten:
+            sampler.refuse(
+                f"override cannot be set in a request of this test: {signed}; set the value in the application"
+            )
+        if sampler.crowd is not None:
+            neighbours.refuse(sampler, signed)
     return sampler.ask(call, stored)
 
 
@@ -79,10 +83,11 @@ def _is_signed(headers: Headers) -> bool:
 def exchange(ask: Ask, headers: Headers, url: str) -> Iterator[None]:
     """One exchange from its start to its answer or failure; headers and URL are the request's."""
     outer = _outer.set(ask.recognised)
+    ask.in_words = lambda error: hidden(_with_host(error, url), credentials(headers, url))
     try:
         yield
     except Exception as error:
-        ask.failed(hidden(_with_host(error, url), credentials(headers, url)))
+        ask.failed(ask.in_words(error))
         raise
     except BaseException:
         ask.abandoned()

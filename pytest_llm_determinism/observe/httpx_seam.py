@@ -58,9 +58,10 @@ def _sync_send(original: Any, library: _Library) -> Any:
             else:
                 answer = fanout.fetch(
                     ask,
-                    lambda own: library.send(original, client, request, ask.call, own, options),
+                    lambda call, own: library.send(original, client, request, call, own, options),
                     library.is_ordinary(client, request),
                     _patience(client, request),
+                    library.connections(client, request),
                 )
             response = library.response(client, request, answer)
             if ask.known is not None:
@@ -89,9 +90,10 @@ def _async_send(original: Any, library: _Library) -> Any:
             else:
                 answer = await fanout.fetch_async(
                     ask,
-                    lambda own: library.send_async(original, client, request, ask.call, own, options),
+                    lambda call, own: library.send_async(original, client, request, call, own, options),
                     library.is_ordinary(client, request),
                     _patience(client, request),
+                    library.connections(client, request),
                 )
             response = library.response(client, request, answer)
             if ask.known is not None:
@@ -216,6 +218,12 @@ class _Library:
         if hasattr(transport, "_pool"):
             return packages <= _OWN_PACKAGES
         return bool(packages) and packages <= _OVER_AIOHTTP
+
+    def connections(self, client: Any, request: Any) -> float:
+        """The most connections that a client opens; without limit where one carries many requests."""
+        pool = getattr(self._transport(client, request), "_pool", None)
+        most = getattr(pool, "_max_connections", None)
+        return float("inf") if most is None or getattr(pool, "_http2", False) else float(most)
 
     def _transport(self, client: Any, request: Any) -> Any:
         try:

@@ -88,10 +88,11 @@ def _urlopen(original: Any) -> Any:
             if ask.known is not None:
                 answer = Received(ask.known.sample, known=ask.known)
             else:
-                with request.pool_for_calls_ahead(ask.sampler.plan.concurrency) as ahead:
+                plan = ask.sampler.plan
+                with request.pool_for_calls_ahead(plan.concurrency + plan.neighbours) as ahead:
                     answer = fanout.fetch(
                         ask,
-                        lambda own: request.send(pool, ask.call) if own else request.send_ahead(ahead, ask.call),
+                        lambda call, own: request.send(pool, call) if own else request.send_ahead(ahead, call),
                         ahead is not None,
                         request.patience(),
                     )
@@ -157,8 +158,9 @@ class _Request:
         return float(min((limit for limit in limits if isinstance(limit, (int, float))), default="inf"))
 
     @contextlib.contextmanager
-    def pool_for_calls_ahead(self, concurrency: int) -> Iterator[Any]:
-        """The pool that calls ahead may use; None if the application's is no ordinary one.
+    def pool_for_calls_ahead(self, count: int) -> Iterator[Any]:
+        """The pool that so many calls at once may use, besides the run's own; None if the application's is no ordinary
+        one.
 
         A pool that is too small for all of them would make them wait for each other and for the application, or throw
         away their connections: one of the same settings stands in for it.
@@ -166,12 +168,12 @@ class _Request:
         pool = self._pool
         if not _is_ordinary(pool, self._original):
             yield None
-        elif not pool.block and pool.pool.maxsize >= concurrency:
+        elif not pool.block and pool.pool.maxsize >= count:
             yield pool
         else:
             roomy = copy.copy(pool)
             roomy.block = False
-            roomy.pool = type(pool.pool)(concurrency)
+            roomy.pool = type(pool.pool)(count)
             try:
                 yield roomy
             finally:
@@ -193,7 +195,7 @@ class _Request:
         return answer
 
     def send_ahead(self, pool: Any, call: ModelCall) -> Received:
-        """A call for a later run; an error of it concerns nobody."""
+        """A call for a later run, or a neighbour; an error of it concerns nobody."""
         headers = self._headers(call)
         for name in list(headers):
             if _text(name).lower() == "idempotency-key":

@@ -5,15 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
-from pytest_llm_determinism.analysis.divergence import common_prefix, excerpt
+from pytest_llm_determinism.analysis.excerpt import excerpt
 from pytest_llm_determinism.analysis.findings import Finding
-from pytest_llm_determinism.analysis.groups import Group
-from pytest_llm_determinism.analysis.statistics import percent
+from pytest_llm_determinism.analysis.groups import runs_in_words
+from pytest_llm_determinism.analysis.statistics import percent, power_in_words
+from pytest_llm_determinism.report.tree import draw, which_runs
 from pytest_llm_determinism.results import Experiment, TestResult
-from pytest_llm_determinism.verdict import runs_in_words
 
 SHOWN_GROUPS = 6
-SHOWN_BRANCHES = 6
 SHOWN_ERRORS = 6
 
 
@@ -33,10 +32,10 @@ def explain(result: TestResult, now: datetime.datetime) -> str:
         lines.append(f"decided by  {result.decided_by}")
     if result.advice:
         lines.append(f"try next    {result.advice}")
-    return "\n".join(map(_printable, lines))
+    return "\n".join(map(printable, lines))
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """A line that cannot steer a terminal: servers write the errors in it, and applications the requests."""
     if line.isprintable():
         return line
@@ -48,30 +47,43 @@ def _printable(line: str) -> str:
 
 def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
     lines = [f"under {experiment.title}: {_in_all(experiment)}"]
+    if experiment.divergence is None:
+        lines.extend(_groups(experiment))
+    else:
+        lines.extend(f"  {line}" for line in draw(experiment.divergence, experiment.groups))
+    lines.extend(_errors(experiment))
+    lines.append(f"  {calls([experiment], now)}; seed {experiment.seed}")
+    return lines
+
+
+def _groups(experiment: Experiment) -> list[str]:
+    """Groups with nothing to tell them apart in their texts: mostly there is one."""
     width = len(str(max((group.count for group in experiment.groups), default=0)))
+    lines = []
     for group in experiment.groups[:SHOWN_GROUPS]:
-        part = _parting_part(experiment, group)
-        # Around the place where it leaves the largest group, and the largest where the next leaves it.
-        other = experiment.groups[1 if group is experiment.groups[0] else 0] if len(experiment.groups) > 1 else group
-        start = 0 if other is group else len(common_prefix([part, _parting_part(experiment, other)]))
-        which = "" if group.count > 8 or group.count == experiment.completed else f"  ({runs_in_words(group.runs)})"
-        lines.append(f"  {group.count:>{width}} × “{excerpt(part, start)}”{which}")
+        which = "" if group.count == experiment.completed else which_runs(group)
+        lines.append(f"  {group.count:>{width}} × “{excerpt(group.output)}”{which}")
         if group.reasoning:
             lines.append(f"  {'':>{width}}   reasoning: “{excerpt(group.reasoning)}”")
     if len(experiment.groups) > SHOWN_GROUPS:
         lines.append(f"  … and {len(experiment.groups) - SHOWN_GROUPS} more groups")
-    lines.extend(_divergence(experiment))
-    lines.extend(_errors(experiment))
-    lines.append(f"  {calls(experiment, now)}; seed {experiment.seed}")
     return lines
 
 
 def _in_all(experiment: Experiment) -> str:
     if experiment.groups:
-        return f"{experiment.unique} unique of {experiment.completed} runs, {bound(experiment)}"
+        return f"{experiment.unique} unique of {experiment.completed} runs, {bound(experiment)}{_stopped(experiment)}"
     if experiment.completed:
         return f"no output in {experiment.completed} run{'' if experiment.completed == 1 else 's'}"
     return f"none of {experiment.runs} runs completed"
+
+
+def _stopped(experiment: Experiment) -> str:
+    """Why the bound is lower than the runs that were made alone would say."""
+    made = experiment.completed + experiment.errors
+    if made == experiment.runs:
+        return ""
+    return f"; stopped after {made} of {experiment.runs} runs, and those not made count as disagreeing"
 
 
 def _errors(experiment: Experiment) -> list[str]:
@@ -88,29 +100,6 @@ def _errors(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _parting_part(experiment: Experiment, group: Group) -> str:
-    """The part of a group's output in which groups part."""
-    step = experiment.divergence.step if experiment.divergence else None
-    return group.output if step is None else "".join(group.parts[step : step + 1])
-
-
-def _divergence(experiment: Experiment) -> list[str]:
-    parted = experiment.divergence
-    if parted is None:
-        return []
-    step = f"step {parted.step + 1}, " if any(len(group.parts) > 1 for group in experiment.groups) else ""
-    if not parted.prefix and len(parted.branches) == len(experiment.groups):
-        return [f"  they part at {step}{parted.unit} 0"]  # the groups above show the branches already
-    after = f", after “{excerpt(parted.prefix, len(parted.prefix))}”" if parted.prefix else ""
-    lines = [f"  they part at {step}{parted.unit} {parted.index}{after}"]
-    for branch in parted.branches[:SHOWN_BRANCHES]:
-        text = f"“{excerpt(branch.text)}”" if branch.text else "(the output ends)"
-        lines.append(f"    {branch.count} × {text}")
-    if len(parted.branches) > SHOWN_BRANCHES:
-        lines.append(f"    … and {len(parted.branches) - SHOWN_BRANCHES} more")
-    return lines
-
-
 def overridden(result: TestResult) -> str:
     """What was set in the requests of the application: ``seed=7, temperature=0``; empty if nothing was."""
     return ", ".join(result.settings.get("override", {}).get("value") or ())
@@ -124,17 +113,24 @@ def bound(experiment: Experiment) -> str:
     )
 
 
-def calls(experiment: Experiment, now: datetime.datetime) -> str:
-    """``29 calls live, 1 answer from the store (oldest 3 hours)``."""
-    found = experiment.calls
+def calls(experiments: Sequence[Experiment], now: datetime.datetime) -> str:
+    """``29 calls live with 95 neighbours, 1 answer from the store (oldest 3 hours)``, over all these experiments."""
+    live, cached, came = (
+        sum(counts)
+        for counts in zip(
+            *((found.calls.live, found.calls.cached, found.neighbour_calls) for found in experiments), strict=True
+        )
+    )
     parts = []
-    if found.live or not found.cached:
-        parts.append(f"{found.live} call{'' if found.live == 1 else 's'} live")
-    if found.cached:
-        oldest = f" (oldest {age(found.oldest_sample, now)})" if found.oldest_sample else ""
-        parts.append(f"{found.cached} answer{'' if found.cached == 1 else 's'} from the store{oldest}")
+    if live or not cached:
+        company = f" with {came} neighbour{'' if came == 1 else 's'}" if came else ""
+        parts.append(f"{live} call{'' if live == 1 else 's'} live{company}")
+    if cached:
+        moments = [found.calls.oldest_sample for found in experiments if found.calls.oldest_sample]
+        oldest = f" (oldest {age(min(moments), now)})" if moments else ""
+        parts.append(f"{cached} answer{'' if cached == 1 else 's'} from the store{oldest}")
     text = ", ".join(parts)
-    return text if found.live or not found.cached else f"{text}: a replay is no new evidence"
+    return text if live or not cached else f"{text}: a replay is no new evidence"
 
 
 def age(moment: str, now: datetime.datetime) -> str:
@@ -147,12 +143,22 @@ def age(moment: str, now: datetime.datetime) -> str:
     return f"{int(seconds)} second{'' if int(seconds) == 1 else 's'}"
 
 
+def worth(results: Sequence[TestResult]) -> list[str]:
+    """What the tests that passed are worth, by the one of fewest runs; nothing where none passed."""
+    passed = [result for result in results if result.verdict == "passed" and result.counts]
+    if not passed:
+        return []
+    fewest = min(passed, key=lambda result: sum(result.counts))
+    runs = sum(fewest.counts)
+    return [f"with {runs} runs, {power_in_words(0.01, runs, fewest.settings['max_unique']['value'])}"]
+
+
 def table(results: Sequence[TestResult], now: datetime.datetime) -> list[str]:
     """The lines of the summary section, one a test: verdict, test, what was seen, how much that is worth, origin."""
     rows = [_row(result, now) for result in results]
     # A reason that nothing follows, such as a long API error, makes no other line wider.
     widths = [max((len(row[column]) for row in rows if column < 2 or row[3]), default=0) for column in range(3)]
-    return [_printable("  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip()) for row in rows]
+    return [printable("  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip()) for row in rows]
 
 
 def _row(result: TestResult, now: datetime.datetime) -> tuple[str, str, str, str]:
@@ -162,7 +168,6 @@ def _row(result: TestResult, now: datetime.datetime) -> tuple[str, str, str, str
     worst = min(result.experiments, key=lambda experiment: experiment.agreement_lower)
     codes = dict.fromkeys(finding.code for experiment in result.experiments for finding in experiment.findings)
     loads = ",".join(dict.fromkeys(experiment.load for experiment in result.experiments))
-    origins = dict.fromkeys(calls(experiment, now) for experiment in result.experiments)
     override = (f"override {overridden(result)}",) if overridden(result) else ()
-    notes = "; ".join((f"under {loads}", *override, bound(worst), *origins, *codes))
+    notes = "; ".join((f"under {loads}", *override, bound(worst), calls(result.experiments, now), *codes))
     return result.verdict, result.nodeid, reason, notes

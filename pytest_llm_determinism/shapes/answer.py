@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,27 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call as the model asked for it; the provider's id is no part of it."""
+    """A tool call as the model asked for it; the provider's id is no part of it.
+
+    Attributes:
+        arguments: as text, JSON unless the model wrote something else.
+    """
 
     name: str
     arguments: str
+
+    @property
+    def parsed(self) -> Any:
+        """The arguments as a JSON value.
+
+        Raises:
+            ValueError: they are not JSON.
+        """
+        return json.loads(self.arguments)
+
+    def line(self) -> str:
+        """How it stands in an output."""
+        return f"[tool call] {self.name}({self.arguments})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +113,9 @@ class Family:
         model_in_body: whether the body names the model.
         places: where this API's body has what others have at the top, as dotted paths (``temperature`` →
             ``options.temperature``): an override of the common name is meant for there.
+        plain: from a body, a question and the tokens of the longest answer (None where the body may not limit it
+            further), the body that asks the same model this question, not streamed and with nothing else of what was
+            asked; None for a body of which none can be made. Without it the API has no plain questions.
     """
 
     name: str
@@ -108,6 +129,7 @@ class Family:
     model_path: re.Pattern[str] | None = None
     model_in_body: bool = True
     places: Mapping[str, str] = field(default_factory=dict)
+    plain: Callable[[Mapping[str, Any], str, int | None], dict[str, Any] | None] | None = None
 
 
 AZURE_DEPLOYMENT = re.compile(r"/openai/deployments/(?P<model>[^/]+)/")
@@ -120,6 +142,7 @@ class Choice:
 
     Attributes:
         media: one line for each piece of audio or image, see `medium`.
+        tokens: as far as the response tells them, see `tokens_in`.
     """
 
     text: str = ""
@@ -128,6 +151,7 @@ class Choice:
     finish_reason: str | None = None
     reasoning: str = ""
     media: list[str] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
 
     def output(self) -> str:
         if not (self.refusal or self.tool_calls or self.media):
@@ -136,7 +160,7 @@ class Choice:
         if self.refusal:
             lines.append(f"[refusal] {self.refusal}")
         lines.extend(self.media)
-        lines.extend(f"[tool call] {call.name}({call.arguments})" for call in self.tool_calls)
+        lines.extend(call.line() for call in self.tool_calls)
         return "\n".join(lines)
 
 
@@ -192,9 +216,44 @@ def answer_of(choices: list[Choice], raw: dict[str, Any], usage: Any) -> Answer:
         input_tokens=_count(usage.get("prompt_tokens", usage.get("input_tokens"))),
         output_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
         reasoning=_whole("\n".join(choice.reasoning for choice in choices if choice.reasoning)),
+        cached_tokens=_cached(usage),
+        tokens=() if several else _of_text(choices[0].tokens, _whole(choices[0].text)),
         id=text_or_none(raw.get("id")),
         raw=raw,
     )
+
+
+_CACHED = ("cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens")
+
+
+def _cached(usage: Mapping[str, Any]) -> int | None:
+    """Input tokens that came from the provider's cache: by OpenAI and who speaks like it, Anthropic, DeepSeek."""
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    told = details.get("cached_tokens") if isinstance(details, dict) else None
+    return _count(told if told is not None else next((usage[name] for name in _CACHED if name in usage), None))
+
+
+def _of_text(told: Sequence[Token], text: str) -> tuple[Token, ...]:
+    """The tokens that make up a text, joined exactly; none if these do not.
+
+    A character that several tokens make up stands in the last of them. Tokens after the text (that it ends, what it was
+    to stop at) are left out.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    found = []
+    at = 0
+    try:
+        for token in told:
+            if at == len(text):
+                break
+            piece = decoder.decode(token.text.encode("utf-8", "surrogateescape"))
+            if not text.startswith(piece, at):
+                return ()
+            at += len(piece)
+            found.append(token if piece == token.text else Token(piece, token.logprob, token.others))
+    except UnicodeError:
+        return ()
+    return tuple(found) if at == len(text) else ()
 
 
 _HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -217,6 +276,8 @@ def text_or_none(value: object) -> str | None:
 
 
 def _count(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value if isinstance(value, int) else None
 
 

@@ -18,6 +18,7 @@ from pytest_llm_determinism.shapes.answer import (
     json_text,
     says_stream,
 )
+from pytest_llm_determinism.shapes.plain import kept, limited
 
 _ON_GOOGLE = re.compile(r"/publishers/anthropic/models/(?P<model>[^/:]+):(?:streamR|r)awPredict$")
 
@@ -89,6 +90,14 @@ def _read_stream(events: Iterable[Any]) -> Answer:
     raise Unreadable("a stream that broke off before its end")
 
 
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any] | None:
+    return {
+        **kept(body, "model", "temperature", "top_p", "top_k", "service_tier", "anthropic_version"),
+        **limited(body, tokens, "max_tokens"),
+        "messages": [{"role": "user", "content": question}],
+    }
+
+
 FAMILY = Family(
     "messages",
     _route,
@@ -102,4 +111,5 @@ FAMILY = Family(
         "max_output_tokens": "max_tokens",
         "max_completion_tokens": "max_tokens",
     },
+    plain=_plain,
 )

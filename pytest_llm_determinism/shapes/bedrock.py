@@ -22,6 +22,7 @@ from pytest_llm_determinism.shapes.answer import (
     text_of,
     text_or_none,
 )
+from pytest_llm_determinism.shapes.plain import inner, kept, limited
 
 # An id may be an ARN, in which there are slashes: how they are quoted differs among clients.
 _MODEL = re.compile(r"/model/(?P<model>.+)/converse(?:-stream)?$")
@@ -52,7 +53,12 @@ def _read(content: dict[str, Any]) -> Answer:
     if reason and reason not in _SAID_ALL:
         choice.refusal = f"stopped: {reason}"
     usage = content.get("usage") or {}
-    counts = {"input_tokens": usage.get("inputTokens"), "output_tokens": usage.get("outputTokens")}
+    counts = {
+        "input_tokens": usage.get("inputTokens"),
+        "output_tokens": usage.get("outputTokens"),
+        # Under the second name where a model that answers in this form is invoked.
+        "cached_tokens": usage.get("cacheReadInputTokens", usage.get("cacheReadInputTokenCount")),
+    }
     router = (content.get("trace") or {}).get("promptRouter") or {}
     return replace(answer_of([choice], content, counts), model=text_or_none(router.get("invokedModelId")))
 
@@ -120,6 +126,14 @@ def _parsed(written: str) -> Any:
         return written  # cut off by the token limit
 
 
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any] | None:
+    given = inner(body, "inferenceConfig")
+    return {
+        "messages": [{"role": "user", "content": [{"text": question}]}],
+        "inferenceConfig": {**kept(given, "temperature", "topP"), **limited(given, tokens, "maxTokens")},
+    }
+
+
 FAMILY = Family(
     "Bedrock converse",
     _route,
@@ -137,4 +151,5 @@ FAMILY = Family(
         "max_completion_tokens": "inferenceConfig.maxTokens",
         "stop": "inferenceConfig.stopSequences",
     },
+    plain=_plain,
 )

@@ -157,6 +157,7 @@ def _counts(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "input_tokens": next((content[name] for name in _INPUT_COUNTS if name in content), None),
         "output_tokens": next((content[name] for name in _OUTPUT_COUNTS if name in content), None),
+        "cached_tokens": content.get("cacheReadInputTokenCount"),
     }
 
 

@@ -6,7 +6,7 @@ too: reasoning, content in parts, Mistral's routes for agents and for filling in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llm_determinism.shapes.answer import (
@@ -22,6 +22,8 @@ from pytest_llm_determinism.shapes.answer import (
     text_of,
 )
 from pytest_llm_determinism.shapes.choices import read_choices
+from pytest_llm_determinism.shapes.plain import OPENAI, kept, limited
+from pytest_llm_determinism.shapes.tokens import tokens_in
 
 _ROUTES = ("/chat/completions", "/agents/completions", "/fim/completions")
 
@@ -38,7 +40,7 @@ def _read(content: dict[str, Any]) -> Answer:
     choices = []
     for item in in_order(content.get("choices") or ()):
         message = item.get("message") or {}
-        choice = Choice(finish_reason=item.get("finish_reason"))
+        choice = Choice(finish_reason=item.get("finish_reason"), tokens=tokens_in(item.get("logprobs")))
         _add_message(choice, message)
         choice.media = _media(message)
         audio = message.get("audio") or {}
@@ -116,4 +118,15 @@ def _read_stream(events: Iterable[Any]) -> Answer:
     return answer_of([choice for _, choice in sorted(choices.items())], last, usage)
 
 
-FAMILY = Family("chat completions", _route, _asks, _read, _read_stream, model_path=AZURE_DEPLOYMENT)
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any] | None:
+    if "messages" not in body:
+        return None  # a text with a gap to fill in
+    return {
+        **kept(body, *OPENAI, "agent_id"),
+        **({"provider": body["provider"]} if "provider" in body else {}),  # a router's choice of whom to ask
+        **limited(body, tokens, "max_tokens", "max_completion_tokens"),
+        "messages": [{"role": "user", "content": question}],
+    }
+
+
+FAMILY = Family("chat completions", _route, _asks, _read, _read_stream, model_path=AZURE_DEPLOYMENT, plain=_plain)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_llm_determinism.shapes.answer import Choice, Unreadable
 from pytest_llm_determinism.shapes.framing import DONE
+from pytest_llm_determinism.shapes.tokens import tokens_in
 
 
 def read_choices(
@@ -15,7 +16,7 @@ def read_choices(
     """The alternatives of a streamed completion by index, what the events say besides, and the usage.
 
     Args:
-        add: puts into an empty choice what one event says of it.
+        add: puts into a choice, in which the tokens stand already, what one event says of it.
 
     Raises:
         Unreadable: the stream broke off.
@@ -32,7 +33,7 @@ def read_choices(
         rest.update({field: value for field, value in event.items() if value is not None})
         usage = event.get("usage") or usage
         for item in event.get("choices") or ():
-            piece = Choice(finish_reason=item.get("finish_reason"))
+            piece = Choice(finish_reason=item.get("finish_reason"), tokens=tokens_in(item.get("logprobs")))
             add(piece, item)
             pieces.setdefault(item.get("index", 0), []).append(piece)
     choices = {index: _joined(found) for index, found in pieces.items()}
@@ -49,4 +50,5 @@ def _joined(pieces: list[Choice]) -> Choice:
         finish_reason=next((piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), None),
         reasoning="".join([piece.reasoning for piece in pieces]),
         media=[line for piece in pieces for line in piece.media],
+        tokens=[token for piece in pieces for token in piece.tokens],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llm_determinism.shapes.answer import (
@@ -15,6 +15,7 @@ from pytest_llm_determinism.shapes.answer import (
     arguments_of,
     text_of,
 )
+from pytest_llm_determinism.shapes.plain import DECODING, kept, limited
 
 _FAILED = ("ERROR", "TIMEOUT", "USER_CANCEL")
 _WITHHELD = "ERROR_TOXIC"
@@ -29,7 +30,8 @@ def _begun(reason: Any) -> Choice:
 
 def _counts(usage: Any) -> Any:
     usage = usage or {}
-    return usage.get("tokens") or usage.get("billed_units")
+    counted = usage.get("tokens") or usage.get("billed_units")
+    return {**(counted if isinstance(counted, dict) else {}), "cached_tokens": usage.get("cached_tokens")}
 
 
 # Version 2
@@ -121,7 +123,33 @@ _PLACES = {
     "max_completion_tokens": "max_tokens",
 }
 
-V2 = Family("Cohere chat", lambda path: path.endswith("/v2/chat"), _asks, _read, _read_stream, places=_PLACES)
+
+def _plain_v1(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any]:
+    decoding = kept(body, *DECODING, "model", "p", "k", "safety_mode")
+    return {**decoding, **limited(body, tokens, "max_tokens"), "message": question, "stream": False}
+
+
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any]:
+    asked = _plain_v1(body, question, tokens)
+    asked["messages"] = [{"role": "user", "content": asked.pop("message")}]
+    return asked
+
+
+V2 = Family(
+    "Cohere chat",
+    lambda path: path.endswith("/v2/chat"),
+    _asks,
+    _read,
+    _read_stream,
+    places=_PLACES,
+    plain=_plain,
+)
 V1 = Family(
-    "Cohere chat v1", lambda path: path.endswith("/v1/chat"), _asks_v1, _read_v1, _read_v1_stream, places=_PLACES
+    "Cohere chat v1",
+    lambda path: path.endswith("/v1/chat"),
+    _asks_v1,
+    _read_v1,
+    _read_v1_stream,
+    places=_PLACES,
+    plain=_plain_v1,
 )

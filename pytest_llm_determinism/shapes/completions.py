@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llm_determinism.shapes.answer import AZURE_DEPLOYMENT, Answer, Choice, Family, answer_of, in_order
 from pytest_llm_determinism.shapes.choices import read_choices
+from pytest_llm_determinism.shapes.plain import OPENAI, kept, limited
+from pytest_llm_determinism.shapes.tokens import tokens_in
 
 
 def _route(path: str) -> bool:
@@ -19,7 +21,11 @@ def _asks(body: dict[str, Any]) -> bool:
 
 def _read(content: dict[str, Any]) -> Answer:
     choices = [
-        Choice(str(item.get("text") or ""), finish_reason=item.get("finish_reason"))
+        Choice(
+            str(item.get("text") or ""),
+            finish_reason=item.get("finish_reason"),
+            tokens=tokens_in(item.get("logprobs")),
+        )
         for item in in_order(content.get("choices") or ())
     ]
     return answer_of(choices, content, content.get("usage"))
@@ -33,4 +39,8 @@ def _read_stream(events: Iterable[Any]) -> Answer:
     return answer_of([choice for _, choice in sorted(choices.items())], last, usage)
 
 
-FAMILY = Family("completions", _route, _asks, _read, _read_stream, model_path=AZURE_DEPLOYMENT)
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any] | None:
+    return {**kept(body, *OPENAI), **limited(body, tokens, "max_tokens"), "prompt": question}
+
+
+FAMILY = Family("completions", _route, _asks, _read, _read_stream, model_path=AZURE_DEPLOYMENT, plain=_plain)

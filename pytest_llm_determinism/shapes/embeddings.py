@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llm_determinism.shapes.answer import (
@@ -18,6 +18,7 @@ from pytest_llm_determinism.shapes.answer import (
     answer_of,
     in_order,
 )
+from pytest_llm_determinism.shapes.plain import kept
 
 
 def _route(path: str) -> bool:
@@ -61,4 +62,8 @@ def _read_stream(events: Iterable[Any]) -> Answer:
     raise Unreadable("a stream, which embeddings are not")
 
 
-FAMILY = Family("embeddings", _route, _asks, _read, _read_stream, model_path=AZURE_DEPLOYMENT)
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any] | None:
+    return {**kept(body, "model", "dimensions", "encoding_format", "input_type", "task", "truncate"), "input": question}
+
+
+FAMILY = Family("embeddings", _route, _asks, _read, _read_stream, model_path=AZURE_DEPLOYMENT, plain=_plain)

@@ -21,6 +21,8 @@ from pytest_llm_determinism.shapes.answer import (
     medium,
     text_or_none,
 )
+from pytest_llm_determinism.shapes.plain import inner, kept, limited
+from pytest_llm_determinism.shapes.tokens import tokens_in
 
 _MODEL = re.compile(r"/(?:models|tunedModels|endpoints)/(?P<model>[^/:]+):(?:streamG|g)enerateContent$")
 
@@ -69,6 +71,7 @@ def _joined(pieces: Iterable[dict[str, Any]]) -> tuple[list[_Candidate], dict[st
         for item in piece.get("candidates") or ():
             candidate = candidates.setdefault(item.get("index") or 0, _Candidate())
             candidate.finish_reason = item.get("finishReason") or candidate.finish_reason
+            candidate.tokens += tokens_in(item.get("logprobsResult"))
             for part in (item.get("content") or {}).get("parts") or ():
                 _add(candidate, part)
     return [candidate for _, candidate in sorted(candidates.items())], rest
@@ -130,12 +133,29 @@ def _answer(candidates: list[_Candidate], rest: dict[str, Any]) -> Answer:
         # The provider's policy has answered in the model's place: the application goes on with this, as with a refusal.
         choices.append(Choice(refusal=f"blocked: {blocked}", finish_reason=blocked))
     usage = rest.get("usageMetadata") or {}
-    counts = {"input_tokens": usage.get("promptTokenCount"), "output_tokens": usage.get("candidatesTokenCount")}
+    counts = {
+        "input_tokens": usage.get("promptTokenCount"),
+        "output_tokens": usage.get("candidatesTokenCount"),
+        "cached_tokens": usage.get("cachedContentTokenCount"),
+    }
     return replace(
         answer_of(choices, rest, counts),
         model=text_or_none(rest.get("modelVersion")),
         id=text_or_none(rest.get("responseId")),
     )
+
+
+_DECODING = ("temperature", "topP", "topK", "seed", "presencePenalty", "frequencyPenalty")
+
+
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any] | None:
+    given = inner(body, "generationConfig")
+    thinking = {"thinkingConfig": given["thinkingConfig"]} if "thinkingConfig" in given else {}
+    return {
+        **kept(body, "model"),
+        "contents": [{"role": "user", "parts": [{"text": question}]}],
+        "generationConfig": {**kept(given, *_DECODING), **thinking, **limited(given, tokens, "maxOutputTokens")},
+    }
 
 
 FAMILY = Family(
@@ -162,4 +182,5 @@ FAMILY = Family(
         "logprobs": "generationConfig.responseLogprobs",
         "top_logprobs": "generationConfig.logprobs",
     },
+    plain=_plain,
 )

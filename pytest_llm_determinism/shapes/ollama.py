@@ -15,6 +15,8 @@ from pytest_llm_determinism.shapes.answer import (
     arguments_of,
     medium,
 )
+from pytest_llm_determinism.shapes.plain import inner, kept, limited
+from pytest_llm_determinism.shapes.tokens import tokens_in
 
 
 def _route(path: str) -> bool:
@@ -54,11 +56,24 @@ def _add(choice: Choice, event: dict[str, Any]) -> None:
     said = event["message"] if "message" in event else {**event, "content": event.get("response")}
     choice.text += said.get("content") or ""
     choice.reasoning += said.get("thinking") or ""
+    choice.tokens += tokens_in(event.get("logprobs"))
     choice.media.extend(medium("image", data) for data in said.get("images") or ())
     if said.get("image"):
         choice.media.append(medium("image", said["image"]))
     for call in said.get("tool_calls") or ():
         choice.tool_calls.append(ToolCall(call["function"]["name"], arguments_of(call["function"].get("arguments"))))
+
+
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any] | None:
+    # All options: another size of the context, say, would load the model anew.
+    given = inner(body, "options")
+    asked = {"messages": [{"role": "user", "content": question}]} if "messages" in body else {"prompt": question}
+    return {
+        **kept(body, "model", "think", "keep_alive"),
+        **asked,
+        "stream": False,
+        "options": {**kept(given, *given), **limited(given, tokens, "num_predict")},
+    }
 
 
 FAMILY = Family(
@@ -80,4 +95,5 @@ FAMILY = Family(
         "presence_penalty": "options.presence_penalty",
         "frequency_penalty": "options.frequency_penalty",
     },
+    plain=_plain,
 )

@@ -114,6 +114,26 @@ class ModelCall:
         """The call with what it goes on from as part of what identifies it."""
         return replace(self, key=_digest(f"{self.key}\n{previous}"), previous=None)
 
+    def plainly(self, question: str, tokens: int | None) -> ModelCall | None:
+        """A call of the same model at the same address that asks this question; None where none can be made.
+
+        Args:
+            tokens: of the longest answer; None where the request may not limit it further.
+        """
+        plain = self.family.plain
+        body = None if plain is None else plain(json.loads(self.body), question, tokens)
+        if body is None:
+            return None
+        return replace(
+            self,
+            key="",
+            canonical="",
+            stream=self.family.streams(urlsplit(self.url).path, body),
+            body=json.dumps(body).encode(),
+            rewritten=True,
+            previous=None,
+        )
+
 
 def model_call(family: Family, url: str, body: bytes, content: dict[str, Any], rules: Rules) -> ModelCall:
     """A request of a family that was told by its route and body.

@@ -6,11 +6,13 @@ the same form; they are model calls too, and their answer is compared as the JSO
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llm_determinism.shapes.answer import Answer, Choice, Family, Unreadable, answer_of, json_text
 from pytest_llm_determinism.shapes.framing import DONE
+from pytest_llm_determinism.shapes.plain import DECODING, inner, kept, limited
+from pytest_llm_determinism.shapes.tokens import tokens_in
 
 
 def _route(path: str) -> bool:
@@ -35,7 +37,7 @@ def _read(content: Any) -> Answer:
         return answer_of([Choice(json_text(content))], {}, None)
     details = [item.get("details") or {} for item in items]
     choices = [
-        Choice(_text(item["generated_text"]), finish_reason=detail.get("finish_reason"))
+        Choice(_text(item["generated_text"]), finish_reason=detail.get("finish_reason"), tokens=tokens_in(detail))
         for item, detail in zip(items, details, strict=True)
     ]
     return answer_of(choices, items[0], _usage(details[0]) if len(details) == 1 else None)
@@ -58,6 +60,8 @@ def _usage(details: dict[str, Any]) -> dict[str, Any]:
 
 def _read_stream(events: Iterable[Any]) -> Answer:
     text, done = "", False
+    tokens: list[Any] = []
+    tops: list[Any] = []
     last: dict[str, Any] = {}
     for event in events:
         if event == DONE:
@@ -67,13 +71,25 @@ def _read_stream(events: Iterable[Any]) -> Answer:
         token = event.get("token") or {}
         if not token.get("special"):
             text += str(token.get("text") or "")
+        if token:
+            tokens.append(token)
+            tops.append(event.get("top_tokens") or ())
         if event.get("generated_text") is not None or event.get("details"):
             last = event
     if not last and not (done and text):
         raise Unreadable("a stream that broke off before its end")
     if last.get("generated_text") is None:
         last = {**last, "generated_text": text}
-    return _read(last)
+    return _read({**last, "details": {**(last.get("details") or {}), "tokens": tokens, "top_tokens": tops}})
+
+
+def _plain(body: Mapping[str, Any], question: str, tokens: int | None) -> dict[str, Any] | None:
+    given = inner(body, "parameters")
+    return {
+        **kept(body, "model"),
+        "inputs": [question] if isinstance(body.get("inputs"), list) else question,
+        "parameters": {**kept(given, *DECODING, "do_sample"), **limited(given, tokens, "max_new_tokens")},
+    }
 
 
 FAMILY = Family(
@@ -96,4 +112,5 @@ FAMILY = Family(
         "stop": "parameters.stop",
         "frequency_penalty": "parameters.frequency_penalty",
     },
+    plain=_plain,
 )

@@ -7,8 +7,8 @@ from conftest import ASK, Project
 
 MARKER = "@pytest.mark.deterministic"
 TAKES = (
-    "It takes runs, attempts, max_unique, min_agreement, confidence, max_errors, compare, load, concurrency, fail_fast,"
-    " override, ignore"
+    "It takes runs, attempts, max_unique, min_agreement, confidence, max_errors, compare, load, concurrency,"
+    " neighbours, fail_fast, override, ignore"
 )
 OVERRIDE = 'write NAME=JSON, such as temperature=0, seed=7 or model=gpt-4o (in a marker also a dict: {"seed": 7})'
 IGNORE = "write paths in request bodies, such as metadata.trace_id, user or messages[0].name"
@@ -27,8 +27,9 @@ BAD_MARKERS = {
     "max_unique=0": f"max_unique=0 (from {MARKER}): at least one output is always there; write 1 or more",
     "max_errors=-1": f"max_errors=-1 (from {MARKER}): write 0 or more",
     "concurrency=-1": f"concurrency=-1 (from {MARKER}): write 1 or more",
-    "load='storm'": f"load=storm (from {MARKER}): write solo, burst, or both",
-    "load='crowd'": (f"load=crowd (from {MARKER}): crowd is not available in this version; write solo, burst, or both"),
+    "load='storm'": f"load=storm (from {MARKER}): write one or several of solo, burst, crowd",
+    "load='crowds'": f"load=crowds (from {MARKER}): write one or several of solo, burst, crowd (did you mean crowd?)",
+    "neighbours=0": f"neighbours=0 (from {MARKER}): write 1 or more",
     "load=[]": f"load=[] (from {MARKER}): write one name, or several with commas or as a list",
     "load='solo,solo'": f"load=solo,solo (from {MARKER}): name each load once",
     "compare='nope'": f"compare=nope (from {MARKER}): 'nope' is not a comparison; use {COMPARISONS}",
@@ -178,9 +179,8 @@ BAD_FLAGS = {
         "max_unique=0 (from --determinism-max-unique): at least one output is always there; write 1 or more"
     ),
     "concurrency=-1": "concurrency=-1 (from --determinism-concurrency): write 1 or more",
-    "load=crowd": (
-        "load=crowd (from --determinism-load): crowd is not available in this version; write solo, burst, or both"
-    ),
+    "load=herd": "load=herd (from --determinism-load): write one or several of solo, burst, crowd",
+    "neighbours=none": "neighbours=none (from --determinism-neighbours): write 1 or more",
     "gate=maybe": "gate=maybe (from --determinism-gate): write on or off",
     "endpoint=host": (
         "endpoint=host (from --determinism-endpoint): write a base URL such as https://host/v1, or reference"

@@ -94,6 +94,7 @@ def test_the_report_has_every_setting_of_the_table(project: Project) -> None:
         "compare": ("test_it:casual", "marker"),
         "load": (["burst"], "default"),
         "concurrency": (8, "default"),
+        "neighbours": (8, "default"),
         "rate": ("50/min", "cli"),
         "fail_fast": (True, "marker"),
         "endpoint": (None, "default"),
@@ -266,7 +267,7 @@ def test_help_lists_flags_and_ini_keys_with_their_defaults(project: Project) -> 
     assert "determinism of language models:" in text
     assert "--determinism-runs=K runs of each body (default: 30)" in text
     assert "--determinism-load=LOAD what else is in flight while sampling:" in text
-    assert "or both (default: burst)" in text
+    assert "or several of them (default: burst)" in text
     assert "determinism_cache_ttl" in text
     assert "12h, 7d, none (default: 1d)" in text
 
@@ -277,7 +278,8 @@ def test_markers_and_fixtures_explain_themselves(project: Project) -> None:
 
     assert (
         "@pytest.mark.deterministic(runs=30, attempts=1, max_unique=1, min_agreement=none, confidence=none,"
-        " max_errors=0, compare=exact, load=burst, concurrency=8, fail_fast=off, override=none, ignore=none): run the"
+        " max_errors=0, compare=exact, load=burst, concurrency=8, neighbours=8, fail_fast=off,"
+        " override=none, ignore=none): run the"
         " test body several times"
     ) in markers
     assert 'Ask a model: llm("prompt") or llm(messages)' in fixtures

@@ -8,7 +8,7 @@ import pytest
 from pytest_llm_determinism import settings as table
 from pytest_llm_determinism.analysis.compare import RunOutput
 from pytest_llm_determinism.analysis.findings import Finding
-from pytest_llm_determinism.analysis.groups import MissingCall, Outcome
+from pytest_llm_determinism.analysis.groups import MissingCall, Outcome, runs_in_words
 from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower
 from pytest_llm_determinism.observe import active
 from pytest_llm_determinism.repeat import Repeater
@@ -16,7 +16,7 @@ from pytest_llm_determinism.results import BodyFailure, CallCount, Experiment, U
 from pytest_llm_determinism.runs import Run
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Value
-from pytest_llm_determinism.verdict import Evidence, Verdict, in_short, judge, runs_in_words
+from pytest_llm_determinism.verdict import Evidence, Verdict, in_short, judge
 
 
 def settings(**given):
@@ -464,7 +464,7 @@ def test_what_to_try_next():
         "make the test send the same request in every run; until then it is not the model that is tested"
     )
     assert advice("formatting-only", "sampling-on") == "send temperature=0"
-    assert advice("formatting-only") == "about formatting-only; choose that comparison if form does not matter to you"
+    assert advice("formatting-only") == "about formatting-only"
     assert advice(min_agreement=0.5) == (
         "min_agreement is judged after max_unique: raise max_unique to let min_agreement alone decide"
     )
@@ -514,7 +514,7 @@ def test_experiments_that_are_stable_but_differ_depend_on_the_load(tmp_path):
     )
     message = (
         "each load is stable by itself, but they answer differently: 1 unique under solo, 1 unique under burst,"
-        " 2 over all"
+        " 2 over all; ask for batch-invariant serving, or judge the load you serve under"
     )
     assert [experiment.findings for experiment in found.experiments] == [(Finding("load-sensitive", message),)] * 2
 

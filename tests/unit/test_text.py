@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llm_determinism.analysis.compare import resolve
+from pytest_llm_determinism.analysis.excerpt import columns
 from pytest_llm_determinism.analysis.findings import Finding
 from pytest_llm_determinism.analysis.groups import outcomes
 from pytest_llm_determinism.experiment import experiment
-from pytest_llm_determinism.report.text import age, explain, table
+from pytest_llm_determinism.report.text import age, explain, table, worth
 from pytest_llm_determinism.results import CallCount, TestResult
 from pytest_llm_determinism.runs import Exchange, Run
 
@@ -30,6 +31,7 @@ def made(*outputs, load="burst", attempt=0, live=None, cached=0, oldest=None, fa
         load=load,
         attempt=attempt,
         seed=seed,
+        neighbour_calls=0,
         wanted=len(runs),
         runs=runs,
         items=outcomes(runs, runs[0]) if runs else [],
@@ -79,11 +81,9 @@ def test_one_experiment():
 2 unique of 5 (4/1), max_unique=1
 
 under burst: 2 unique of 5 runs, another call agrees at least 24.9 % of the time, at 95 %
-  4 × “The capital is Paris.”  (runs 0, 1, 2, 4)
-  1 × “The capital is Lyon.”  (run 3)
-  they part at character 15, after “The capital is ”
-    4 × “Paris.”
-    1 × “Lyon.”
+  they part after 3 words, “The capital is”
+  ├─ 4 × “Paris.”  (runs 0, 1, 2, 4)
+  └─ 1 × “Lyon.”  (run 3)
   5 calls live; seed 7
 
 verdict     nondeterministic
@@ -106,11 +106,26 @@ def test_reasoning_is_shown_below_the_output_it_led_to():
         Run(n, (Exchange("q", 0, text, "m", None, "stop", 1, 1, reasoning),))
         for n, (text, reasoning) in enumerate((("Paris", "France, so Paris."), ("Lyon", "\x1bFrance?"), ("Paris", "-")))
     ]
-    assert body(made(*runs))[1:5] == [
-        "  2 × “Paris”  (runs 0, 2)",
-        "      reasoning: “France, so Paris.”",
-        "  1 × “Lyon”  (run 1)",
-        "      reasoning: “\\x1bFrance?”",
+    assert body(made(*runs))[1:6] == [
+        "  they part at the first word",
+        "  ├─ 2 × “Paris”  (runs 0, 2)",
+        "  │      reasoning: “France, so Paris.”",
+        "  └─ 1 × “Lyon”  (run 1)",
+        "         reasoning: “\\x1bFrance?”",
+    ]
+    assert body(made(*[replace(run, recorded=("Paris",)) for run in runs]))[1:2] == ["  3 × “Paris”"]
+    same = [replace(run, exchanges=(replace(run.exchanges[0], output="Paris"),)) for run in runs]
+    assert body(made(*same))[1:3] == ["  3 × “Paris”", "      reasoning: “France, so Paris.”"]
+
+
+def test_groups_with_the_same_text_are_listed():
+    runs = [one_run(index, "yes") for index in range(9)]
+    runs = [replace(run, exchanges=(replace(run.exchanges[0], reasoning=str(min(run.index, 7))),)) for run in runs]
+    assert body(made(*runs, compare=lambda output: output.reasoning))[1:-1] == [
+        "  2 × “yes”  (runs 7, 8)",
+        "      reasoning: “7”",
+        *[line for run in range(5) for line in (f"  1 × “yes”  (run {run})", f"      reasoning: “{run}”")],
+        "  … and 2 more groups",
     ]
 
 
@@ -148,25 +163,18 @@ verdict     nondeterministic"""
     )
 
 
-def test_of_many_groups_and_branches_the_first_are_shown():
+def test_of_many_branches_the_first_are_shown():
     outputs = [f"Choose {word}." for word in "abcdefgh"]
     assert body(made(*outputs, *["Choose a."] * 10)) == [
         "under burst: 8 unique of 18 runs, another call agrees at least 36.4 % of the time, at 95 %",
-        "  11 × “Choose a.”",
-        "   1 × “Choose b.”  (run 1)",
-        "   1 × “Choose c.”  (run 2)",
-        "   1 × “Choose d.”  (run 3)",
-        "   1 × “Choose e.”  (run 4)",
-        "   1 × “Choose f.”  (run 5)",
-        "  … and 2 more groups",
-        "  they part at character 7, after “Choose ”",
-        "    11 × “a.”",
-        "    1 × “b.”",
-        "    1 × “c.”",
-        "    1 × “d.”",
-        "    1 × “e.”",
-        "    1 × “f.”",
-        "    … and 2 more",
+        "  they part after 1 word, “Choose”",
+        "  ├─ 11 × “a.”",
+        "  ├─  1 × “b.”  (run 1)",
+        "  ├─  1 × “c.”  (run 2)",
+        "  ├─  1 × “d.”  (run 3)",
+        "  ├─  1 × “e.”  (run 4)",
+        "  ├─  1 × “f.”  (run 5)",
+        "  └─ … and 2 more branches, of 2 runs",
         "  18 calls live; seed 7",
     ]
 
@@ -174,30 +182,18 @@ def test_of_many_groups_and_branches_the_first_are_shown():
 def test_an_agent_is_told_by_the_step_at_which_its_runs_part():
     found = made(("lookup(7)", "Refund it."), ("lookup(7)", "Refund half."), ("lookup(7)", "Refund it."))
     assert body(found)[1:-1] == [
-        "  2 × “Refund it.”  (runs 0, 2)",
-        "  1 × “Refund half.”  (run 1)",
-        "  they part at step 2, character 7, after “Refund ”",
-        "    2 × “it.”",
-        "    1 × “half.”",
-    ]
-
-
-def test_groups_that_differ_from_the_start_are_not_shown_twice():
-    assert body(made(("a", "yes"), ("a", "no")))[1:-1] == [
-        "  1 × “yes”  (run 0)",
-        "  1 × “no”  (run 1)",
-        "  they part at step 2, character 0",
+        "  they part at step 2, after 1 word, “Refund”",
+        "  ├─ 2 × “it.”  (runs 0, 2)",
+        "  └─ 1 × “half.”  (run 1)",
     ]
 
 
 def test_values_that_are_recorded_have_steps_too():
-    runs = [Run(index, (), recorded=("refund", amount)) for index, amount in enumerate(("70 EUR", "75 EUR"))]
+    runs = [Run(index, (), recorded=("refund", amount)) for index, amount in enumerate(("EUR 70", "EUR 75"))]
     assert body(made(*runs, live=0))[1:] == [
-        "  1 × “70 EUR”  (run 0)",
-        "  1 × “75 EUR”  (run 1)",
-        "  they part at step 2, character 1, after “7”",
-        "    1 × “0 EUR”",
-        "    1 × “5 EUR”",
+        "  they part at step 2, after 1 word, “EUR”",
+        "  ├─ 1 × “70”  (run 0)",
+        "  └─ 1 × “75”  (run 1)",
         "  0 calls live; seed 7",
     ]
 
@@ -206,34 +202,37 @@ def test_one_recorded_value_has_no_step_however_many_calls_were_made():
     runs = [replace(one_run(index, ("a", "b")), recorded=(text,)) for index, text in enumerate(("yes", "no"))]
     assert len(made(*runs).steps) == 2
     assert body(made(*runs))[1:-1] == [
-        "  1 × “yes”  (run 0)",
-        "  1 × “no”  (run 1)",
-        "  they part at character 0",
+        "  they part at the first word",
+        "  ├─ 1 × “yes”  (run 0)",
+        "  └─ 1 × “no”  (run 1)",
     ]
 
 
 def test_an_output_that_ends_where_others_go_on():
-    assert body(made("yes", "yes, and more", "yes"))[3:6] == [
-        "  they part at character 3, after “yes”",
-        "    2 × (the output ends)",
-        "    1 × “, and more”",
+    assert body(made("yes", "yes, and more", "yes"))[1:-1] == [
+        "  they part after 1 word, “yes”",
+        "  ├─ 2 × (the output ends)  (runs 0, 2)",
+        "  └─ 1 × “, and more”  (run 1)",
     ]
 
 
 def test_empty_outputs():
     assert body(made("", "", "so"))[1:-1] == [
-        "  2 × “”  (runs 0, 1)",
-        "  1 × “so”  (run 2)",
-        "  they part at character 0",
+        "  they part at the first word",
+        "  ├─ 2 × (empty)  (runs 0, 1)",
+        "  └─ 1 × “so”  (run 2)",
     ]
     assert body(made("", ""))[1:-1] == ["  2 × “”"]
 
 
 def test_runs_of_a_group_are_named_when_they_are_few():
     lines = body(made(*"abababababababababab", *"aaa"))
-    assert lines[1:3] == ["  13 × “a”", "  10 × “b”"]
+    assert lines[2:4] == ["  ├─ 13 × “a”", "  └─ 10 × “b”"]
     lines = body(made(*"abababababababab"))
-    assert lines[1:3] == ["  8 × “a”  (runs 0, 2, 4, 6, 8, 10, 12, 14)", "  8 × “b”  (runs 1, 3, 5, 7, 9, 11, 13, 15)"]
+    assert lines[2:4] == [
+        "  ├─ 8 × “a”  (runs 0, 2, 4, 6, 8, 10, 12, 14)",
+        "  └─ 8 × “b”  (runs 1, 3, 5, 7, 9, 11, 13, 15)",
+    ]
 
 
 def test_errors_are_told_with_their_runs():
@@ -286,15 +285,11 @@ def test_a_refusal_before_any_run():
 def test_long_outputs_are_shown_where_they_part():
     start = "so " * 2000
     lines = body(made(*[f"{start}it is {city}{' then' * 900} and so on." for city in ("Paris", "Lyon")]))
-    so = "so " * 21
     assert lines[1:-1] == [
-        "  1 × “…o so so so so so it is Paris then then then then then then then then t…”  (run 0)",
-        "  1 × “…o so so so so so it is Lyon then then then then then then then then th…”  (run 1)",
-        f"  they part at character 6006, after “…o {so}it is ”",
-        "    1 × “Paris then then then then then then then then then then then …”",
-        "    1 × “Lyon then then then then then then then then then then then …”",
+        "  they part after 2002 words, “…o so so so so so so so so so so so so so it is”",
+        "  ├─ 1 × “Paris then then then then then then then then then then the…”  (run 0)",
+        "  └─ 1 × “Lyon then then then then then then then then then then then…”  (run 1)",
     ]
-    assert max(map(len, lines)) <= 111
 
 
 HOSTILE = [
@@ -329,7 +324,10 @@ def test_hostile_errors_and_requests_do_not_reach_the_terminal(hostile):
 
 def test_what_is_hostile_is_shown_as_an_escape():
     assert told(reason="HTTP 400: \x1b[31m\u202e\ud83d").splitlines()[0] == "HTTP 400: \\x1b[31m\\u202e\\ud83d"
-    assert body(made("\x1b[31mred\n", "b\\"))[1:3] == ["  1 × “\\x1b[31mred\\n”  (run 0)", "  1 × “b\\\\”  (run 1)"]
+    assert body(made("\x1b[31mred\n", "b\\"))[2:4] == [
+        "  ├─ 1 × “\\x1b[31mred\\n”  (run 0)",
+        "  └─ 1 × “b\\\\”  (run 1)",
+    ]
 
 
 def test_a_reason_of_several_lines_is_one_in_the_summary_of_pytest():
@@ -342,9 +340,10 @@ outputs = st.text(st.characters(), max_size=200) | st.text("a \n\x1b\u202e\ud800
 @settings(deadline=None)
 @given(st.lists(st.tuples(outputs) | st.tuples(outputs, outputs), min_size=1, max_size=8))
 def test_no_output_at_all_reaches_the_terminal_raw_or_at_length(texts):
-    lines = body(made(*texts))
+    lines = body(replace(made(*texts), findings=()))
     assert all(line.isprintable() for line in lines)
-    assert max(map(len, lines)) <= 130
+    assert max(map(columns, lines)) <= 100
+    assert len(lines) <= 24
 
 
 # Where answers came from
@@ -425,8 +424,7 @@ def test_the_table():
         [
             "burst",
             f"{BOUND} 2.5 % of the time, at 95 %",
-            "3 calls live",
-            "3 answers from the store (oldest 1 hour): a replay is no new evidence",
+            "3 calls live, 3 answers from the store (oldest 1 hour)",
             "sampling-on",
             "truncated",
         ],
@@ -437,8 +435,31 @@ def test_the_table():
 def test_several_loads_share_one_line_with_the_lowest_bound():
     found = result(made(*["a"] * 30, load="solo"), made(*["a"] * 3))
     (line,) = table([found], NOW)
-    assert line.endswith(f"  under solo,burst; {BOUND} 22.4 % of the time, at 95 %; 30 calls live; 3 calls live")
+    assert line.endswith(f"  under solo,burst; {BOUND} 22.4 % of the time, at 95 %; 33 calls live")
 
 
 def test_the_table_of_no_results():
     assert table([], NOW) == []
+
+
+def test_runs_that_were_not_made_are_said():
+    runs = [one_run(index, output) for index, output in enumerate("aab")]
+    stopped = replace(made(*runs, ValueError("HTTP 500")), runs=30)
+    assert body(stopped)[0] == (
+        f"under burst: 2 unique of 3 runs, {BOUND} 2.5 % of the time, at 95 %; stopped after 4 of 30 runs, and those"
+        " not made count as disagreeing"
+    )
+
+
+def test_what_a_pass_is_worth_is_told_of_the_fewest_runs_that_passed():
+    settings = {"max_unique": {"value": 1, "source": "default"}}
+    passed = [
+        replace(result(made("yes", "yes"), settings=settings, counts=(count,)), verdict="passed") for count in (300, 30)
+    ]
+    failed = result(made("yes", "no"), settings=settings, counts=(1, 1))
+    (line,) = worth([*passed, failed])
+    assert line == (
+        "with 30 runs, a model that flips 1 % of the time passes this gate 74 % of the time; to catch it 95 times of"
+        " 100 takes 299 runs"
+    )
+    assert worth([failed]) == []
