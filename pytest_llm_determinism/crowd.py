@@ -80,6 +80,11 @@ class Route:
     failed_at: float = 0.0
     held_until: float = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether neighbours are answered, as far as is known."""
+        return self.answered and not self.failed
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
@@ -188,7 +193,7 @@ class Crowd:
         """A question of any length to the model of a sampled call, whose answers have this length in tokens."""
         with self._lock:
             words, tokens = 1, SHORTEST_ANSWER
-            if route.answered:
+            if route.is_open:
                 words = spread(self._random, 1, route.words)
                 tokens = spread(self._random, SHORTEST_ANSWER, max(2 * SHORTEST_ANSWER, length or UNKNOWN_ANSWER))
             while (asked := question(self._random, words)) in call.canonical:

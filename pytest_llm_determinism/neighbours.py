@@ -1,8 +1,8 @@
 """Neighbours: what keeps sampled calls company under ``crowd``.
 
 They are sent by the application's own client to the address and the model that it asks itself, hold no slot, and their
-answers are dropped. They come and go while a batch of sampled calls is in flight; before the first batch one of them
-tries whether neighbours are answered at all.
+answers are dropped. They come and go while a batch of sampled calls is in flight. Before the first batch, and after a
+failure before the next, one of them tries whether neighbours are answered at all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Company:
             Refusal: there is no crowd, or no call may be made any more.
         """
         self.check()
-        if self._route.answered:
+        if self._route.is_open:
             return None
         now = time.monotonic()
         return self._ask.sampler.guarded(lambda: self._crowd.enter_first(self._route, now))

@@ -376,8 +376,12 @@ class Ask:
 
     @property
     def held(self) -> bool:
-        """Whether fetching ahead for this request proved harmful."""
-        return self.call.key in self.sampler._held
+        """Whether fetching ahead for this request proved harmful, or there is no company for it."""
+        return self.call.key in self.sampler._held or self._is_deserted()
+
+    def _is_deserted(self) -> bool:
+        crowd = self.sampler.crowd
+        return crowd is not None and crowd.route(self.call).failed > 0
 
     def ahead(self) -> list[int]:
         """The later runs that will certainly ask the same and whose samples are not at hand.
@@ -453,8 +457,7 @@ class Ask:
     def _open_store(self) -> SampleStore | None:
         """Where a sample is kept now: nowhere while neighbours fail, since later sessions would take it for one that
         had company."""
-        crowd = self.sampler.crowd
-        return None if crowd is not None and crowd.route(self.call).failed else self._store
+        return None if self._is_deserted() else self._store
 
     def _read(self, run: int, sample: Sample) -> Known | None:
         sampler = self.sampler
