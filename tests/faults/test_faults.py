@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -377,9 +376,10 @@ def own_first(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], Script]:
     """The second run's own call reaches the server, as number 1, before those that it fetches ahead."""
     arrived, turns = threading.Event(), itertools.count()
 
-    def wait_for_turn(_: float) -> None:
+    def wait_for_turn(*_: object) -> float:
         if next(turns) > 1:  # neither the first run's only call nor the first worker of the second run
             arrived.wait(10)
+        return 0.0
 
     def watched(script: Script) -> Script:
         def answer(call: Call) -> str | Reply:
@@ -389,7 +389,7 @@ def own_first(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], Script]:
 
         return answer
 
-    monkeypatch.setattr(fanout, "time", SimpleNamespace(sleep=wait_for_turn, monotonic=time.monotonic))
+    monkeypatch.setattr(fanout._Batch, "before_start", wait_for_turn)
     return watched
 
 
