@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_llm_determinism.analysis.groups import MissingCall, Outcome, runs_in_words
-from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower, percent
+from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower, percent, runs_needed
 from pytest_llm_determinism.results import Experiment
 from pytest_llm_determinism.settings import Settings
 
@@ -144,6 +144,8 @@ def _error_advice(settings: Settings, error: str) -> str:
         kept = f"with {settings.quote('cache')} nothing is kept"
     if "HTTP 429" in error:
         return f"ask less at once than {settings.quote('concurrency')}, or let the client retry; {kept}"
+    if "HTTP 401" in error or "HTTP 403" in error:
+        return f"the endpoint refused the credentials: set the API key that the client reads; {kept}"
     if "Event loop is closed" in error:
         return "an async client was kept over several event loops: make one for each, or make the test async"
     return f"look at the error; {kept}"
@@ -211,8 +213,13 @@ def _too_little_agreement(settings: Settings, evidence: Evidence, shape: str) ->
         verdict,
         f"{shape}, agreement at least {percent(bound)} at {percent(settings.confidence)}, min_agreement={wanted}",
         f"{settings.quote('min_agreement')} with {settings.quote('confidence')}",
-        "more runs raise the bound" if verdict == INCONCLUSIVE else _advice(settings, evidence),
+        _more_runs(wanted, settings.confidence) if verdict == INCONCLUSIVE else _advice(settings, evidence),
     )
+
+
+def _more_runs(wanted: float, confidence: float) -> str:
+    needed = runs_needed(wanted, confidence)
+    return f"{needed} runs that all agree and end in no error show it: runs={needed}"
 
 
 def _advice(settings: Settings, evidence: Evidence) -> str:

@@ -72,10 +72,16 @@ def _groups(experiment: Experiment) -> list[str]:
 
 def _in_all(experiment: Experiment) -> str:
     if experiment.groups:
-        return f"{experiment.unique} unique of {experiment.completed} runs, {bound(experiment)}{_stopped(experiment)}"
+        seen = f"{experiment.unique} unique of {experiment.completed} runs{_as_written(experiment)}"
+        return f"{seen}, {bound(experiment)}{_stopped(experiment)}"
     if experiment.completed:
         return f"no output in {experiment.completed} run{'' if experiment.completed == 1 else 's'}"
     return f"none of {experiment.runs} runs completed"
+
+
+def _as_written(experiment: Experiment) -> str:
+    """How many outputs differ in any character, where the comparison makes them fewer."""
+    return "" if experiment.unique_raw == experiment.unique else f" ({experiment.unique_raw} as written)"
 
 
 def _stopped(experiment: Experiment) -> str:
@@ -169,5 +175,7 @@ def _row(result: TestResult, now: datetime.datetime) -> tuple[str, str, str, str
     codes = dict.fromkeys(finding.code for experiment in result.experiments for finding in experiment.findings)
     loads = ",".join(dict.fromkeys(experiment.load for experiment in result.experiments))
     override = (f"override {overridden(result)}",) if overridden(result) else ()
-    notes = "; ".join((f"under {loads}", *override, bound(worst), calls(result.experiments, now), *codes))
+    raw = max(result.experiments, key=lambda experiment: experiment.unique_raw - experiment.unique)
+    written = (f"{raw.unique_raw} unique as written",) if _as_written(raw) else ()
+    notes = "; ".join((f"under {loads}", *override, *written, bound(worst), calls(result.experiments, now), *codes))
     return result.verdict, result.nodeid, reason, notes

@@ -221,7 +221,7 @@ def test_a_bound_that_is_too_low_for_want_of_runs():
         "inconclusive",
         "1 unique of 20, agreement at least 85.4 % at 95.0 %, min_agreement=0.9",
         "min_agreement=0.9 (@pytest.mark.deterministic) with confidence=0.95 (@pytest.mark.deterministic)",
-        "more runs raise the bound",
+        "30 runs that all agree and end in no error show it: runs=30",
     )
 
 
@@ -296,6 +296,10 @@ KEPT = "samples that arrived are kept, so a rerun asks only for the others"
     ("error", "advice"),
     [
         ("HTTP 429: slow down", f"ask less at once than concurrency=8 (default), or let the client retry; {KEPT}"),
+        (
+            "HTTP 401: Incorrect API key provided",
+            f"the endpoint refused the credentials: set the API key that the client reads; {KEPT}",
+        ),
         ("HTTP 500: sorry", f"look at the error; {KEPT}"),
         (
             "RuntimeError: Event loop is closed (asking api.test)",

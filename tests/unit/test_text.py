@@ -92,6 +92,13 @@ try next    see whether load matters: --determinism-load=solo,burst"""
     )
 
 
+def test_how_many_outputs_there_were_as_written_is_told_where_the_comparison_makes_them_fewer():
+    found = made("Yes", "YES", "yes", "no", compare="casefold")
+    assert body(found)[0].startswith("under burst: 2 unique of 4 runs (4 as written), another call agrees at least ")
+    passed = result(made("a", "a", compare="casefold"), found, verdict="passed", reason="1 unique of 6")
+    assert "under burst; 4 unique as written; another call agrees" in table([passed], NOW)[0]
+
+
 def test_what_was_overridden_stands_in_every_text():
     settings = {"override": {"value": ["seed=7", 'model="m"'], "source": "cli"}}
     shown = result(made("yes", "yes"), verdict="passed", reason="1 unique of 2", settings=settings)
