@@ -643,7 +643,8 @@ def test_workers_share_the_neighbours(project: Project, server) -> None:
 
 @pytest.mark.parametrize("loop", [asyncio.run, trio.run])
 def test_a_call_that_is_cancelled_takes_its_neighbours_with_it(server, loop: Any) -> None:
-    model = server(lambda call: "yes" if time.sleep(0.3 if sampled(model) else 0) is None else "")
+    released = threading.Event()
+    model = server(lambda call: f"yes {sampled(model) and released.wait(20)}")
     sampling = sampler(runs=3)
 
     async def main() -> None:
@@ -651,16 +652,19 @@ def test_a_call_that_is_cancelled_takes_its_neighbours_with_it(server, loop: Any
             with observing(sampling):
                 for index in range(3):
                     sampling.start_run(index)
-                    started = time.monotonic()
                     with anyio.move_on_after(0.1 if index else 0.25) as scope:
                         await client.post(url(model), json=body())
                     assert scope.cancelled_caught
-                    assert time.monotonic() - started < 0.3
                     sampling.finish_run()
             if loop is asyncio.run:
                 assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    loop(main() if loop is asyncio.run else main)
+    started = time.monotonic()
+    try:
+        loop(main() if loop is asyncio.run else main)
+        assert time.monotonic() - started < 15  # the answers would have taken longer
+    finally:
+        released.set()
     assert sampling.crowd._in_flight == 0
     assert sampling.slots._free == 2
 

@@ -512,17 +512,17 @@ def test_turns_that_come_too_late_for_the_call_of_the_application_are_left_to_la
 ) -> None:
     monkeypatch.setattr(fanout, "PATIENCE", 0.1)
     model = server("yes")
-    sampling = sampler(Budget(settings(rate="2/s")), runs=3)
+    sampling = sampler(Budget(settings(rate="1/s")), runs=3)
     made, lasted = [], []
     with httpx2.Client() as client:
         for _ in runs(sampling):
             client.post(url(model), **question("a"))
             made.append(len(model.calls))
             lasted.append(time.monotonic() - model.calls[-1].at)
-            time.sleep(0.5)  # so that the next run's own call need not wait
+            time.sleep(1)  # so that the next run's own call need not wait
     assert made == [1, 2, 3]
     # The call returns when it is answered, and not when another could have gone out.
-    assert max(lasted) < 0.4
+    assert max(lasted) < 0.9
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
