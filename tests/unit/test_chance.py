@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections import Counter
 from itertools import permutations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -50,7 +51,11 @@ def test_without_two_kinds_nothing_changes(pattern: str) -> None:
 @given(st.lists(st.booleans(), min_size=2, max_size=60).filter(lambda drawn: len(set(drawn)) == 2))
 def test_the_chance_of_a_change_is_that_of_scipys_smirnov_test(drawn: list[bool]) -> None:
     places = [[place for place, flag in enumerate(drawn) if flag is kind] for kind in (True, False)]
-    assert change_point(drawn)[1] == pytest.approx(stats.ks_2samp(*places, method="exact").pvalue, abs=1e-12)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        expected = stats.ks_2samp(*places, method="exact").pvalue
+    assume(not caught)  # where rounding gives scipy a chance above 1, it falls back to an approximation
+    assert change_point(drawn)[1] == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=6).filter(lambda drawn: len(set(drawn)) == 2))

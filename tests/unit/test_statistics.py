@@ -85,8 +85,6 @@ def test_agreement_lower_of_identical_runs(runs, confidence):
     assert agreement_lower([runs], confidence) == (1 - confidence) ** (1 / (runs - 1))
 
 
-
-
 @given(sizes, levels)
 def test_agreement_lower_is_below_the_agreement_and_falls_with_confidence(counts, confidence):
     bound = agreement_lower(counts, confidence)
