@@ -760,7 +760,9 @@ def test_ctrl_c_ends_everything(project: Project, server, monkeypatch: pytest.Mo
         over.set()
     assert time.monotonic() - started < 15
     text = output.decode()
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, text
+    # An interrupt that meets the event loop inside a task is raised once more by anyio when its fixtures end (without
+    # this plugin too): the interpreter then ends by the signal.
+    assert process.returncode in (pytest.ExitCode.INTERRUPTED, -signal.SIGINT), text
     assert "KeyboardInterrupt" in text
     assert "Warning" not in text
     assert "destroyed" not in text
