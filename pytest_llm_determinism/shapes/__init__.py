@@ -34,6 +34,7 @@ from pytest_llm_determinism.shapes.request import (
     ModelCall,
     Rules,
     model_call,
+    model_of,
     unknown_call,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "Rules",
     "Unreadable",
     "may_be_model_call",
+    "model_of",
     "read_answer",
     "recognise",
 ]

@@ -167,6 +167,14 @@ def model_call(family: Family, url: str, body: bytes, content: dict[str, Any], r
     )
 
 
+def model_of(family: Family, url: str, body: Mapping[str, Any]) -> str | None:
+    """The model that a request asks, as its body or its URL names it."""
+    if family.model_in_body and isinstance(body.get("model"), str):
+        return str(body["model"])
+    found = family.model_path.search(urlsplit(url).path) if family.model_path is not None else None
+    return unquote(found["model"]) if found is not None else None
+
+
 def unknown_call(family: Family, url: str, body: bytes, rules: Rules) -> ModelCall:
     """A request of an API that only a hook knows, with any body."""
     try:
@@ -305,6 +313,15 @@ def _canonical(family: Family, url: str, body: dict[str, Any]) -> str:
         ensure_ascii=False,
         separators=(",", ":"),
     )
+
+
+def question(canonical: str) -> str:
+    """SHA-256 (hex) of what a canonical request asks, whichever server it asks: all of it but the URL's origin."""
+    request = json.loads(canonical)
+    return _digest(json.dumps({**request, "url": _ORIGIN.sub("", request["url"])}, sort_keys=True))
+
+
+_ORIGIN = re.compile("[^/]*(//[^/]*)?")
 
 
 def _rename_ids(value: Any, names: dict[str, str]) -> Any:

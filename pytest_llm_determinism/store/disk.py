@@ -7,8 +7,10 @@ so (CVE-2025-69872, without a fix release), follows any file name a row gives, a
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import diskcache
 from diskcache.core import DBNAME, DEFAULT_SETTINGS, METADATA, MODE_BINARY, MODE_RAW, MODE_TEXT
 
-_FILE_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
+FILE_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 _TRIGGERS = frozenset(
     f"Settings_{name}" for name in ("count_insert", "count_delete", "size_insert", "size_update", "size_delete")
 )
@@ -69,6 +71,9 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache is untyped
         if mode in (MODE_TEXT, MODE_BINARY) and isinstance(filename, str):
             if not self._is_inside(filename):
                 raise UntrustedRow("a value whose file lies outside the store")
+            # Opening a pipe would wait for ever.
+            if not stat.S_ISREG(os.stat(os.path.join(self._directory, filename)).st_mode):
+                raise UntrustedRow("a value in what is no file")
             return super().fetch(mode, filename, None, False)
         raise UntrustedRow(f"a value of mode {mode!r}")
 
@@ -78,7 +83,7 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache is untyped
 
     def _is_inside(self, filename: str) -> bool:
         root = Path(self._directory).resolve()
-        known = _FILE_NAME.fullmatch(Path(filename).as_posix()) is not None
+        known = FILE_NAME.fullmatch(Path(filename).as_posix()) is not None
         return known and (root / filename).resolve().is_relative_to(root)
 
 
@@ -92,24 +97,28 @@ def check_database(directory: Path) -> None:
     if not path.exists():
         return
     with closing(sqlite3.connect(path, timeout=60)) as connection:
-        connection.execute("PRAGMA trusted_schema = OFF")
-        objects = connection.execute(
-            "SELECT type, name, sql FROM sqlite_master"
-            " WHERE type IN ('table', 'view', 'trigger') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-        ).fetchall()
-        known = {"table": _TABLES, "trigger": _TRIGGERS}
-        for kind, name, statement in objects:
-            foreign = kind == "trigger" and not _TRIGGER.fullmatch(" ".join(statement.split()))
-            if name not in known.get(kind, ()) or foreign:
-                raise sqlite3.DatabaseError(f"an unknown {kind} {name!r}")
-        tables = {name for kind, name, _ in objects if kind == "table"}
-        if "Cache" in tables:
-            # Generated columns are left out by this pragma.
-            columns = {column[1] for column in connection.execute("PRAGMA table_info(Cache)")}
-            if not columns >= _COLUMNS:
-                raise sqlite3.DatabaseError("a table of samples of another form")
-        if "Settings" not in tables:
-            return
+        check_form(connection)
+
+
+def check_form(connection: sqlite3.Connection) -> bool:
+    """As `check_database`, of a connection that stays open; returns whether there is a table of samples yet."""
+    connection.execute("PRAGMA trusted_schema = OFF")
+    objects = connection.execute(
+        "SELECT type, name, sql FROM sqlite_master"
+        " WHERE type IN ('table', 'view', 'trigger') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    ).fetchall()
+    known = {"table": _TABLES, "trigger": _TRIGGERS}
+    for kind, name, statement in objects:
+        foreign = kind == "trigger" and not _TRIGGER.fullmatch(" ".join(statement.split()))
+        if name not in known.get(kind, ()) or foreign:
+            raise sqlite3.DatabaseError(f"an unknown {kind} {name!r}")
+    tables = {name for kind, name, _ in objects if kind == "table"}
+    if "Cache" in tables:
+        # Generated columns are left out by this pragma.
+        columns = {column[1] for column in connection.execute("PRAGMA table_info(Cache)")}
+        if not columns >= _COLUMNS:
+            raise sqlite3.DatabaseError("a table of samples of another form")
+    if "Settings" in tables:
         for name, value in connection.execute("SELECT key, value FROM Settings"):
             known_form = name in _SETTINGS and isinstance(value, (int, float, str, type(None)))
             # Each connection makes pragmas of them, word for word.
@@ -117,3 +126,4 @@ def check_database(directory: Path) -> None:
                 known_form = isinstance(value, int) or value == DEFAULT_SETTINGS.get(name)
             if not known_form:
                 raise sqlite3.DatabaseError(f"an unknown setting {name!r}")
+    return "Cache" in tables

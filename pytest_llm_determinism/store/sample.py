@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FORMAT = 1
 
@@ -38,6 +40,28 @@ _LONGEST = 24 * 3600
 def sample_key(request: str, load: str, attempt: int, occurrence: int, run: int) -> str:
     """Key of the sample of one run: without the run in it, one answer would be replayed for all of them."""
     return f"{request}:{load}:{attempt}:{occurrence}:{run}"
+
+
+class SampleKey(NamedTuple):
+    """What stands in a sample's key; sorts by request, experiment and run."""
+
+    request: str
+    load: str
+    attempt: int
+    occurrence: int
+    run: int
+
+    def __str__(self) -> str:
+        return sample_key(*self)
+
+
+_KEY = re.compile(r"([0-9a-f]{64}):(solo|burst|crowd):(0|[1-9]\d{0,8}):(0|[1-9]\d{0,8}):(0|[1-9]\d{0,8})", re.ASCII)
+
+
+def parse_key(text: str) -> SampleKey | None:
+    """The parts of a key that `sample_key` made; None for every other text."""
+    found = _KEY.fullmatch(text)
+    return found and SampleKey(found[1], found[2], int(found[3]), int(found[4]), int(found[5]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,24 +7,58 @@ import datetime
 import functools
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_llm_determinism.refusal import Refusal
+from pytest_llm_determinism.store.request import StoredRequest, request_key
 from pytest_llm_determinism.store.sample import Sample
+
+T = TypeVar("T")
 
 
 def _get(key: str, cache: Any) -> object:
     return cache.get(key, retry=True)
 
 
+def _keep(samples: Mapping[str, Sample], requests: Mapping[str, Callable[[], StoredRequest]], cache: Any) -> None:
+    """Keep samples and, by request, what is to be known of them; all or nothing."""
+    texts = {key: sample.encode() for key, sample in samples.items()}
+    told = {request_key(request): make() for request, make in requests.items()}
+    # One transaction is written to the disk once.
+    with cache.transact(retry=True) if told else contextlib.nullcontext():
+        for key, text in texts.items():
+            cache.set(key, text, retry=True)
+        for key, request in told.items():
+            known = _decoded(key, StoredRequest.decode, cache)
+            joined = request if known is None else known.joined(request)
+            if joined != known:
+                cache.set(key, joined.encode(), retry=True)
+
+
+def _decoded(key: str, decode: Callable[[object], T], cache: Any) -> T | None:
+    """What stands under a key; None for what cannot be used."""
+    try:
+        text = cache.get(key, retry=True)
+        return None if text is None else decode(text)
+    # Text that is none in SQLite's eyes is an OperationalError.
+    except (ValueError, sqlite3.OperationalError):
+        return None
+
+
+def _add(samples: Mapping[str, Sample], requests: Mapping[str, StoredRequest], cache: Any) -> int:
+    with cache.transact(retry=True):
+        new = {key: sample for key, sample in samples.items() if _decoded(key, Sample.decode, cache) is None}
+        _keep(new, {request: functools.partial(replace, made) for request, made in requests.items()}, cache)
+    return len(new)
+
+
 def _import_all() -> None:
     import pytest_llm_determinism.store.disk  # noqa: F401  # diskcache and sqlite3 come with it
 
-
-T = TypeVar("T")
 
 _CACHEDIR_TAG = """Signature: 8a477f597d28d172789f06886806bc55
 # This directory holds the cached model responses of pytest-llm-determinism.
@@ -60,13 +94,30 @@ class SampleStore:
             return {}
         return self.result(self._submit(lambda: self._read(list(keys), not_before)))
 
-    def write(self, key: str, sample: Sample) -> None:
-        """Keep a sample; when this returns it survives the end of the process."""
-        self.result(self.start_writing(key, sample))
+    def write(self, key: str, sample: Sample, request: Callable[[], StoredRequest] | None = None) -> None:
+        """Keep a sample; when this returns it survives the end of the process.
 
-    def start_writing(self, key: str, sample: Sample) -> Future[None]:
+        Args:
+            request: makes, on the store's thread, what is to be kept of the sample's request.
+        """
+        self.result(self.start_writing(key, sample, request))
+
+    def start_writing(
+        self, key: str, sample: Sample, request: Callable[[], StoredRequest] | None = None
+    ) -> Future[None]:
         """Begin to keep a sample, for a caller whose event loop goes on meanwhile; `result` says what came of it."""
-        return self._submit(lambda: self._write(key, sample) if self._writable else None)
+        requests = {} if request is None else {key.partition(":")[0]: request}
+        return self._submit(
+            lambda: self._guarded(functools.partial(_keep, {key: sample}, requests)) if self._writable else None
+        )
+
+    def add(self, samples: Mapping[str, Sample], requests: Mapping[str, StoredRequest]) -> int:
+        """Keep samples where there are none that can be used, and what is known of their requests; all or nothing.
+
+        Returns:
+            How many samples were added.
+        """
+        return self.result(self._submit(lambda: self._guarded(functools.partial(_add, samples, requests)))) or 0
 
     def get_ready(self) -> None:
         """Import what writing needs, on the store's own thread and without waiting: while the first call is out."""
@@ -117,10 +168,6 @@ class SampleStore:
             if sample.at >= not_before:
                 found[key] = sample
         return found
-
-    def _write(self, key: str, sample: Sample) -> None:
-        text = sample.encode()
-        self._guarded(lambda cache: cache.set(key, text, retry=True))
 
     def _guarded(self, use: Callable[[Any], T]) -> T | None:
         """Use the cache; a database that turns out to be damaged is set aside and the use tried on a new one."""
