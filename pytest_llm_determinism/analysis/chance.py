@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate
 
-__all__ = ["all_in_one_class", "at_least", "change_point", "independence", "p_in_words"]
+__all__ = ["all_in_one_class", "at_least", "change_point", "fisher", "independence", "p_in_words"]
 
 EXACT_UP_TO = 250_000
 """Cells up to which `change_point` counts paths: some ten milliseconds, and no more paths than a float can hold."""
@@ -142,7 +142,7 @@ def independence(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
     if len(rows) == len(columns) == 2:
         row, column = next(iter(rows)), next(iter(columns))
         together = sum(pair == (row, column) for pair in zip(one, other, strict=True))
-        return _fisher(together, rows[row], columns[column], len(one))
+        return fisher(together, rows[row], columns[column], len(one))
     randomly = random.Random(0)
     if len(one) > SHUFFLED:
         taken = randomly.sample(range(len(one)), SHUFFLED)
@@ -158,7 +158,12 @@ def independence(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
     return (1 + as_striking) / (1 + ORDERS)
 
 
-def _fisher(together: int, row: int, column: int, total: int) -> float:
+def fisher(together: int, row: int, column: int, total: int) -> float:
+    """The exact test of R. A. Fisher, two-sided: the chance of all tables that are no more likely than this one.
+
+    Args:
+        together: items that have both labels; `row` have the one, `column` the other, of `total`.
+    """
     chances = [_drawn(count, row, column, total) for count in range(max(0, row + column - total), min(row, column) + 1)]
     seen = _drawn(together, row, column, total)
     return min(1.0, math.fsum(chance for chance in chances if chance <= seen * (1 + 1e-7)))

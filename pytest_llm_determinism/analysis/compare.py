@@ -1,14 +1,19 @@
 """When two outputs are the same: a comparison gives each a normal form, and equal forms are one group."""
 
+import hashlib
 import importlib
 import json
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Rational
 from typing import Any
 
 from pytest_llm_determinism.shapes.answer import ToolCall
 
-__all__ = ["LAXER", "NAMED", "Comparison", "RunOutput", "is_json", "resolve"]
+__all__ = ["LAXER", "NAMED", "Comparison", "RunOutput", "form", "is_json", "resolve"]
 
 
 class RunOutput(str):
@@ -249,6 +254,44 @@ def _frozen(value: object) -> Hashable:
         return (float, "nan")
     hash(value)
     return value
+
+
+def form(key: Hashable) -> str:
+    """SHA-256 (hex) of a normal form, the same in every process: equal forms have the same one, others another.
+
+    Empty for a form in which something stands that only this process can compare, such as an object of a class of one's
+    own.
+    """
+    try:
+        return hashlib.sha256(_encoded(key)).hexdigest()
+    except _OfThisProcess:
+        return ""
+
+
+class _OfThisProcess(Exception):
+    """A value that another process cannot be told."""
+
+
+def _encoded(value: object) -> bytes:
+    """A frozen value as bytes. Every part begins with its length, so no two values run together to the same."""
+    if isinstance(value, str):
+        kind, parts = b"text", [value.encode("utf-8", "surrogatepass")]
+    elif isinstance(value, bytes):
+        kind, parts = b"bytes", [value]
+    elif isinstance(value, tuple):
+        kind, parts = b"tuple", list(map(_encoded, value))
+    elif isinstance(value, frozenset):
+        kind, parts = b"set", sorted(map(_encoded, value))
+    elif isinstance(value, (Rational, float, Decimal)):
+        # 1, 1.0 and True are equal.
+        exact = isinstance(value, Rational) or math.isfinite(value)
+        kind, parts = b"number", [str(Fraction(value) if exact else float(value)).encode()]
+    elif value is None or isinstance(value, type):
+        # Types: those that `_frozen` puts beside what it froze.
+        kind, parts = b"name", [getattr(value, "__qualname__", "None").encode()]
+    else:
+        raise _OfThisProcess
+    return b"%s %d(%s)" % (kind, len(parts), b"".join(b"%d:%s" % (len(part), part) for part in parts))
 
 
 class _Number(str):

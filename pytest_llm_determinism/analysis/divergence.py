@@ -9,10 +9,9 @@ levels.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
 
 from pytest_llm_determinism.analysis.compare import NAMED, Comparison, RunOutput
 from pytest_llm_determinism.analysis.graphemes import whole
@@ -84,21 +83,6 @@ class Divergence:
     path: str | None = None
     within: str | None = None
     follows: tuple[int, ...] = ()
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Divergence:
-        """From the object of the JSON report."""
-        branches = tuple(
-            Branch(
-                **{
-                    **branch,
-                    "then": Divergence.from_json(branch["then"]) if branch.get("then") else None,
-                    "groups": tuple(branch.get("groups", ())),
-                }
-            )
-            for branch in data["branches"]
-        )
-        return Divergence(**{**data, "branches": branches, "follows": tuple(data.get("follows", ()))})
 
 
 @dataclass(frozen=True, slots=True)

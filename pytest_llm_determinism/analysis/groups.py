@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_llm_determinism.analysis.compare import Comparison, RunOutput
+from pytest_llm_determinism.analysis.compare import Comparison, RunOutput, form
 from pytest_llm_determinism.runs import Exchange, Run
 
 Slots = tuple[Exchange | None, ...]
@@ -33,6 +33,8 @@ class Group:
         fingerprints, models: what the backend said of itself, sorted.
         parts: the output step by step.
         reasoning: what the model thought aloud in the first of its runs.
+        form: SHA-256 (hexadecimal) of what its outputs are compared by, the same in every session; empty where a
+            comparison returns what only one process can compare.
     """
 
     count: int
@@ -43,6 +45,7 @@ class Group:
     models: tuple[str, ...]
     parts: tuple[str, ...]
     reasoning: str = ""
+    form: str = ""
 
 
 def outcomes(runs: Sequence[Run], first: Run) -> list[Outcome]:
@@ -107,11 +110,11 @@ def group(items: Sequence[Outcome], comparison: Comparison) -> list[Group]:
         if key is None:
             key = exact.setdefault(id(item.output), comparison.key(item.output))
         members.setdefault(key, []).append(item)
-    made = [_group(found) for found in members.values()]
+    made = [_group(found, form(key)) for key, found in members.items()]
     return sorted(made, key=lambda group: (-group.count, group.runs[0]))
 
 
-def _group(members: list[Outcome]) -> Group:
+def _group(members: list[Outcome], form: str) -> Group:
     output = members[0].output
     exchanges = {exchange for slots in {item.slots for item in members} for exchange in slots if exchange}
     return Group(
@@ -123,6 +126,7 @@ def _group(members: list[Outcome]) -> Group:
         models=tuple(sorted({exchange.model for exchange in exchanges if exchange.model})),
         parts=output.parts,
         reasoning=output.reasoning,
+        form=form,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pytest_llm_determinism.analysis.graphemes import splits_grapheme, whole
 
-__all__ = ["TOKENS", "WORDS", "Unit", "in_tokens"]
+__all__ = ["LONGEST_WORD", "TOKENS", "UNSPACED", "WORDS", "Unit", "in_tokens"]
 
 LONGEST_WORD = 40
 """Characters up to which a word is kept whole: a longer one (base64, say) would hide where it differs."""
@@ -38,7 +38,7 @@ class Unit:
 
     def common(self, texts: Sequence[str]) -> int:
         """The length of what all texts begin with, up to the piece in which they differ."""
-        parted = _common_length(texts)
+        parted = common_length(texts)
         if all(self.begins(text, parted) for text in texts):
             return parted
         # Before that place all texts are the same, so that one answers for all.
@@ -56,11 +56,12 @@ class Unit:
 
     def pieces(self, texts: Sequence[str], begun: int) -> list[str]:
         """The piece of each text that begins at `begun`, given by `common`; "" where the text ends there."""
-        parted = _common_length(texts)
+        parted = common_length(texts)
         return [text[begun : self.ends(text, parted, begun)] for text in texts]
 
 
-def _common_length(texts: Sequence[str]) -> int:
+def common_length(texts: Sequence[str]) -> int:
+    """How many characters all texts begin with."""
     # What the first and the last in order have in common, all between them have.
     first, last = min(texts), max(texts)
     # Halving, since slices are compared much faster than characters one by one.
@@ -74,10 +75,12 @@ def _common_length(texts: Sequence[str]) -> int:
     return low
 
 
-# Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, Chinese, Japanese.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-_is_unspaced = re.compile(f"[{_UNSPACED}]").match
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Scripts that put no spaces between words, as a set of a regular expression: Thai, Lao, Burmese, Khmer, Chinese,
+Japanese."""
+
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+_is_unspaced = re.compile(f"[{UNSPACED}]").match
 
 _JOINING = ".,:-'’"
 """Signs that are part of a word between two of its letters or digits: 3.5, 12:30, 2026-01-02, don't."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llm_determinism.analysis.compare import NAMED, resolve
+from pytest_llm_determinism.analysis.compare import NAMED, form, resolve
 from pytest_llm_determinism.analysis.groups import Group, group, in_order_of, missing_calls, outcomes
 from pytest_llm_determinism.runs import Exchange, Run
 
@@ -137,6 +137,7 @@ def test_a_group_says_what_is_known_of_its_runs():
             fingerprints=("fp_a", "fp_b"),
             models=("m-0", "m-1"),
             parts=("Paris", "Seine"),
+            form=form(("Paris", "Seine")),
         ),
         Group(
             count=1,
@@ -146,6 +147,7 @@ def test_a_group_says_what_is_known_of_its_runs():
             fingerprints=("fp_c",),
             models=("m-2",),
             parts=("Lyon", "Rhône"),
+            form=form(("Lyon", "Rhône")),
         ),
     ]
 
