@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llm_determinism.bill import Charge
 from pytest_llm_determinism.budget import Budget, share
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.settings import Settings, from_text, resolve
@@ -300,3 +301,118 @@ def test_the_summary_counts_the_tests_that_were_stopped() -> None:
         == "max_calls=1 (--determinism-max-calls) reached: 1 test ended inconclusive"
     )
     assert limited.note([reason] * 3) == "max_calls=1 (--determinism-max-calls) reached: 3 tests ended inconclusive"
+
+
+# Money
+
+
+def answer(cents: int | None) -> Charge:
+    """An answer of gpt-4 that costs so many cents, or one without a usage."""
+    usage = "" if cents is None else f'{{"usage": {{"prompt_tokens": {cents * 1000 // 3}, "completion_tokens": 0}}}}'
+    return Charge("https://api.openai.com/v1/chat/completions", "chat completions", "gpt-4", "gpt-4", usage)
+
+
+ONE = answer(3)
+"""Costs 0.03 USD."""
+
+
+def test_calls_go_out_until_their_answers_reach_the_limit(budget) -> None:
+    limited = budget(max_cost="0.08")
+    for _ in range(3):
+        assert limited.take(0.0) == 0.0
+        limited.settle(ONE)
+    with pytest.raises(Refusal) as refused:
+        limited.take(0.0)
+    reason = (
+        "max_cost=0.08 (--determinism-max-cost) reached: about 0.09 USD spent in this session; raise it, or run again:"
+        " samples that arrived are kept, and the next session goes on from there"
+    )
+    assert str(refused.value) == reason
+    assert (
+        limited.note([reason, "max_calls=3 (--determinism-max-calls) reached: …", "1 unique of 30"])
+        == "max_cost=0.08 (--determinism-max-cost) reached: 1 test ended inconclusive"
+    )
+
+
+def test_a_call_in_flight_is_taken_to_cost_as_much_as_the_dearest_answer(budget) -> None:
+    limited = budget(max_cost="0.1")
+    # Nothing is known of these two.
+    assert limited.take(0.0) == limited.take(0.0) == 0.0
+    limited.settle(answer(0))
+    limited.settle(ONE)
+    # 3 cents are spent, and 3 more in flight with each of these.
+    assert [limited.take(0.0) for _ in range(3)] == [0.0] * 3
+    with pytest.raises(
+        Refusal, match=r"about 0\.03 USD spent in this session, and 3 calls that have no answer may take"
+    ):
+        limited.take(0.0)
+    limited.settle(None)
+    assert limited.take(0.0) == 0.0
+
+
+def test_an_answer_whose_price_is_not_known_ends_all(budget) -> None:
+    limited = budget(max_cost="100")
+    limited.take(0.0)
+    limited.settle(answer(None))
+    with pytest.raises(Refusal) as refused:
+        limited.take(0.0)
+    assert str(refused.value) == (
+        "max_cost=100.0 (--determinism-max-cost) cannot be kept: an answer of gpt-4 at https://api.openai.com told no"
+        " usage that a price could be made of (OpenAI's streams tell it where stream_options.include_usage is set); ask"
+        " a model that has a price, or leave max_cost out"
+    )
+
+
+def test_a_call_that_will_have_no_price_is_not_made(budget) -> None:
+    limited = budget(max_cost="100")
+    limited.check(ONE)
+    with pytest.raises(Refusal, match="cannot be kept: no price is known for mine at https://api"):
+        limited.check(ONE._replace(asked="mine"))
+    unlimited = budget(max_calls="1")
+    unlimited.check(ONE._replace(asked="mine"))
+    unlimited.take(0.0)
+    unlimited.settle(answer(None))
+
+
+def test_money_is_that_of_all_workers(tmp_path: Path) -> None:
+    one, other = budgets(tmp_path, 2, max_cost="0.05")
+    one.take(0.0)
+    other.take(0.0)
+    one.settle(ONE)
+    with pytest.raises(Refusal, match=r"about 0\.03 USD spent in this session, and 1 call that has no answer"):
+        one.take(0.0)
+    other.settle(ONE)
+    with pytest.raises(Refusal, match=r"about 0\.06 USD spent in this session; raise it"):
+        other.take(0.0)
+    one.close()
+    other.close()
+
+
+@given(
+    prices=st.lists(st.integers(0, 9), min_size=1, max_size=60),
+    limit=st.integers(1, 60),
+    in_flight=st.integers(1, 8),
+    chance=st.randoms(use_true_random=False),
+)
+def test_spending_goes_beyond_the_limit_by_what_calls_in_flight_turn_out_dearer(
+    prices: list[int], limit: int, in_flight: int, chance: Any
+) -> None:
+    """Never by more than one dearest answer, beside what those that were in flight cost more than was foreseen."""
+    (limited,) = budgets(None, max_cost=str(limit / 100))
+    waiting, flying, dearest = list(prices), [], 0
+    paid = dearer = 0
+    while waiting or flying:
+        if waiting and len(flying) < in_flight:
+            try:
+                limited.take(0.0)
+            except Refusal:
+                waiting = []
+                continue
+            flying.append((waiting.pop(), dearest))
+        if not waiting or chance.random() < 0.5:
+            cents, foreseen = flying.pop(chance.randrange(len(flying)))
+            limited.settle(answer(cents))
+            paid += cents
+            dearer += max(0, cents - foreseen)
+            dearest = max(dearest, cents)
+    assert paid <= limit + dearest + dearer
