@@ -125,6 +125,7 @@ def test_a_result_is_the_same_after_it_has_travelled_as_text(result):
 texts = st.text()  # without surrogates; a lone one stands in RICH
 counts = st.integers(0, 10**9)
 shares = st.floats(0, 1)
+moments = st.datetimes(timezones=st.just(datetime.UTC)).map(datetime.datetime.isoformat)
 many = {"max_size": 3}
 groups = st.builds(
     Group,
@@ -157,7 +158,7 @@ experiments = st.builds(
     st.none() | forks,
     st.lists(st.builds(Finding, texts, texts), **many).map(tuple),
     st.lists(st.builds(Step, counts, counts), **many).map(tuple),
-    st.builds(CallCount, counts, counts, st.none() | texts),
+    st.builds(CallCount, counts, counts, st.none() | moments),
     st.builds(Usage, st.none() | counts, st.none() | counts),
     shares,
     st.none(),
