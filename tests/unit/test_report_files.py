@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from pytest_llm_determinism.report import json_file
-from pytest_llm_determinism.report.json_file import check_writable, write
+from pytest_llm_determinism.report import files as report_files
+from pytest_llm_determinism.report.files import check, write
+from pytest_llm_determinism.settings import SettingError
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_an_error_while_writing_leaves_the_older_report_and_nothing_else(path, m
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json_file.os, function, fail)
+    monkeypatch.setattr(report_files.os, function, fail)
     with pytest.raises(OSError, match="No space left on device"):
         write(path, {"schema_version": 1})
     assert files(path) == {"report.json": "older"}
@@ -67,7 +68,7 @@ def test_a_file_that_cannot_be_written_to_its_end_is_thrown_away(path, monkeypat
         file.write = write_half
         return file
 
-    monkeypatch.setattr(json_file.os, "fdopen", half)
+    monkeypatch.setattr(report_files.os, "fdopen", half)
     with pytest.raises(type(error)):
         write(path, {"schema_version": 1})
     assert files(path) == {"report.json": "older"}
@@ -82,7 +83,7 @@ def test_a_reader_meets_the_older_report_until_the_new_one_is_whole(path, monkey
             met.append((path.read_text(), json.load(file)))
         replace(source, target)
 
-    monkeypatch.setattr(json_file.os, "replace", looked_at)
+    monkeypatch.setattr(report_files.os, "replace", looked_at)
     write(path, {"schema_version": 1})
     assert met == [("older", {"schema_version": 1})]
 
@@ -110,35 +111,36 @@ def test_a_report_has_the_rights_of_any_other_new_file(path):
 
 
 def test_a_path_that_can_be_written_is_left_as_it_is(path):
-    check_writable(path)
-    check_writable(path.with_name("new.json"))
+    check([path, path.with_name("new.json")], "--report")
     assert files(path) == {"report.json": "older"}
 
 
 def test_folders_that_are_missing_are_made(tmp_path):
     path = tmp_path / "reports" / "of today" / "report.json"
-    check_writable(path)
+    check([path], "--report")
     write(path, {"schema_version": 1})
     assert list(files(path)) == ["report.json"]
+
+
+def refused(path):
+    with pytest.raises(SettingError) as raised:
+        check([path], "--report")
+    return str(raised.value)
 
 
 def test_a_directory_is_no_file_to_write(tmp_path):
     path = tmp_path / "report.json"
     path.mkdir()
-    with pytest.raises(IsADirectoryError) as raised:
-        check_writable(path)
-    assert str(raised.value) == f"{path} is a directory"
+    assert refused(path) == f"report={path} (from --report): cannot be written: {path} is a directory"
 
 
 def test_a_file_is_no_folder_to_write_in(path):
-    with pytest.raises(FileExistsError):
-        check_writable(path / "report.json")
+    assert "cannot be written: [Errno 17] File exists" in refused(path / "report.json")
 
 
 def test_a_folder_that_takes_no_file_is_refused(path, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied", str(path.parent))
 
-    monkeypatch.setattr(json_file.tempfile, "NamedTemporaryFile", refuse)
-    with pytest.raises(PermissionError, match="Permission denied"):
-        check_writable(path)
+    monkeypatch.setattr(report_files.tempfile, "NamedTemporaryFile", refuse)
+    assert "cannot be written: [Errno 13] Permission denied" in refused(path)
