@@ -1,9 +1,10 @@
-"""``llm-determinism plan``: what a gate can show, before anything is spent on it."""
+"""``llm-determinism plan``: what a gate can show and what a suite will ask, before anything is spent on it."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
@@ -17,19 +18,39 @@ from pytest_llm_determinism.analysis.statistics import (
     runs_to_catch,
     unseen_flips,
 )
+from pytest_llm_determinism.commands import USAGE_ERROR
 from pytest_llm_determinism.settings import TABLE, shown
 
 FLIP_RATES = (0.001, 0.005, 0.01, 0.05, 0.1)
+FLIP_RATE = 0.01
+CONFIDENCE = 0.95
 MOST = 1_000_000
+
+_OF_A_GATE = ("runs", "attempts", "load", "max_unique", "min_agreement", "confidence")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     plan = commands.add_parser(
         "plan",
-        help="how many runs a claim needs, and what a gate lets pass",
+        help="how many runs a claim needs, what a gate lets pass, and what a suite will ask and cost",
         description="Say what a gate can show and what it lets pass, and how many runs it takes to show or catch more."
-        " Asks no model.",
+        " With TESTS: collect them with pytest, and say how many runs and calls they make, what that takes, and what a"
+        " pass of each shows. Asks no model.",
+    )
+    plan.add_argument(
+        "tests",
+        nargs="*",
+        metavar="TESTS",
+        help="files, folders or node ids, as pytest takes them; after -- its options, too: -- -k refund",
+    )
+    plan.add_argument(
+        "--from",
+        dest="from_report",
+        action="append",
+        metavar="FILE.json",
+        help="with TESTS: an earlier JSON report, which tells calls, tokens, time and price of each test; may be given"
+        " several times",
     )
     for name, help in (
         ("runs", "runs of the body in each experiment"),
@@ -41,28 +62,26 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         plan.add_argument(
             "--" + name.replace("_", "-"),
             type=_setting(name),
-            default=shown(setting.default),
             metavar=setting.metavar,
-            help=f"{help} (default: %(default)s)",
+            help=f"{help} (default: {shown(setting.default)}; with TESTS: what each of them says)",
         )
     plan.add_argument(
         "--confidence",
         type=_share,
-        default="0.95",
         metavar="LEVEL",
-        help="level of the bound on what a pass shows (default: %(default)s)",
+        help=f"level of the bound on what a pass shows (default: {CONFIDENCE})",
     )
     plan.add_argument(
         "--min-agreement",
         type=_share,
         metavar="SHARE",
-        help="also say how many runs it takes to show this agreement",
+        help="also say how many runs it takes to show this agreement; with TESTS: they are to show it",
     )
     plan.add_argument(
         "--flip-rate",
         type=_share,
         metavar="SHARE",
-        help="share of a model's calls that do not give its common answer (default: several)",
+        help=f"share of a model's calls that do not give its common answer (default: several; with TESTS: {FLIP_RATE})",
     )
     plan.add_argument(
         "--catch",
@@ -99,10 +118,42 @@ def _share(text: str) -> float:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    if options.tests:
+        return _plan_suite(options)
+    if options.from_report:
+        return _refuse("--from tells of tests; name them, too: plan tests --from FILE.json")
+    for name in ("runs", "attempts", "load", "max_unique"):
+        if getattr(options, name) is None:
+            setattr(options, name, TABLE[name].default)
+    options.confidence = options.confidence or CONFIDENCE
     claim = [] if options.min_agreement is None else [_claim(options)]
     power = _table(options) if options.flip_rate is None else _sentence(options)
     print("\n".join((_gate(options), *_shown(options), *claim, "", *power, *_notes(options))))
     return 0
+
+
+def _plan_suite(options: argparse.Namespace) -> int:
+    from pytest_llm_determinism.commands.suite import NotCollected, collect, earlier, lines
+    from pytest_llm_determinism.results import ReportError
+
+    flags = [
+        f"{TABLE[name].flag}={shown(value)}" for name in _OF_A_GATE if (value := getattr(options, name)) is not None
+    ]
+    try:
+        told = earlier(options.from_report or ())
+        found = collect([*flags, *options.tests])
+    except ReportError as error:
+        return _refuse(str(error))
+    except NotCollected as error:
+        print(error, file=sys.stderr)
+        return _refuse("pytest cannot collect these tests, for the reason above")
+    print("\n".join(lines(found, told, options.flip_rate or FLIP_RATE, options.catch)))
+    return 0
+
+
+def _refuse(why: str) -> int:
+    print(f"llm-determinism plan: {why}", file=sys.stderr)
+    return USAGE_ERROR
 
 
 def _experiments(options: argparse.Namespace) -> int:

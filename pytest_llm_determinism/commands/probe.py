@@ -10,15 +10,18 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llm_determinism.commands import INTERRUPTED, USAGE_ERROR
+from pytest_llm_determinism.analysis.excerpt import excerpt
+from pytest_llm_determinism.commands import INTERRUPTED, USAGE_ERROR, exit_code
+from pytest_llm_determinism.endpoint import BASE_URL
 from pytest_llm_determinism.settings import (
     REFERENCE,
     TABLE,
+    Override,
     Setting,
     SettingError,
     Settings,
@@ -29,18 +32,12 @@ from pytest_llm_determinism.settings import (
 )
 
 if TYPE_CHECKING:
+    from pytest_llm_determinism.commands.question import Question
     from pytest_llm_determinism.llm import Api, Messages
     from pytest_llm_determinism.repeat import Repeater
+    from pytest_llm_determinism.report.probe import Asked
     from pytest_llm_determinism.results import TestResult
     from pytest_llm_determinism.session import Session
-
-FAILED = 1
-NOTHING_SHOWN = 3
-
-PUBLISHED = "Write a unique, surprising, extremely randomized story with highly unpredictable changes of events."
-"""What the best-known experiment asked: https://152334h.github.io/blog/non-determinism-in-gpt-4/"""
-
-_SYSTEM = "You are a helpful assistant"
 
 # A probe is nothing but the gate.
 _SETTINGS = tuple(setting for setting in TABLE.values() if setting.name != "gate")
@@ -56,41 +53,58 @@ _HELP = {
     "model": "model to ask; several are asked one after the other",
     "temperature": "temperature of the question; none leaves it out of the request",
     "cache_dir": "directory of the store, relative to the current directory",
+    "max_cost": "money that may be spent, in USD; models that need more end inconclusive (needs the extra cost)",
+    "baseline": "an earlier JSON report to compare with: models whose answers are others now end drifted",
     "max_calls": "live calls that may be made; models that need more end inconclusive, and the next probe goes on",
 }
 
 # What to do about errors that a question of this form may meet.
 _ADVICE = {
     "HTTP 401": "set OPENAI_API_KEY to a key that this endpoint accepts",
-    "max_completion_tokens": "--max-tokens none --override max_completion_tokens=128",
+    "max_completion_tokens": "--max-tokens none --param max_completion_tokens=128",
 }
+
+PUBLISHED_FIGURES = "published"
+
+LISTED_MODELS = 12
+"""Models of an endpoint that an error names."""
+
+LISTING_TIME = 10.0
+"""Seconds that an endpoint gets to say which models it has."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of a model.
+class Asking:
+    """One question to one model.
 
     Attributes:
-        prompt: None for the published one.
-        max_tokens: the longest answer; None leaves it out of the request.
+        label: of the question, where there are several.
     """
 
+    question: Question
+    label: str
     model: str
     api: Api
-    prompt: str | None
-    max_tokens: int | None
+
+    @property
+    def name(self) -> str:
+        return self.model + self.label
+
+    @property
+    def nodeid(self) -> str:
+        return f"probe::{self.name}"
 
     def messages(self) -> str | Messages:
-        if self.prompt is not None:
-            return self.prompt
-        if self.api == "completions":
-            return f"[System: {_SYSTEM}]\n\nUser: {PUBLISHED}\n\nAI:"
-        return [{"role": "system", "content": f"{_SYSTEM}."}, {"role": "user", "content": PUBLISHED}]
+        if self.api != "completions":
+            return self.question.messages
+        assert self.question.prompt is not None
+        return self.question.prompt
 
-    def parameters(self) -> dict[str, Any]:
-        if self.max_tokens is None:
-            return {}
-        return {"max_output_tokens" if self.api == "responses" else "max_tokens": self.max_tokens}
+    def parameters(self, max_tokens: int | None, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the request has beside the question, the model and its temperature."""
+        if max_tokens is None:
+            return dict(given)
+        return {"max_output_tokens" if self.api == "responses" else "max_tokens": max_tokens, **given}
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -99,13 +113,36 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "probe",
         help="ask models the same question again and again, and count the different answers",
         description="Ask each model the same question again and again, and judge it as a marked test is judged. Exit"
-        " code: 0 if all models pass, 1 if one is nondeterministic, else 3 if one is inconclusive; 2 for wrong usage.",
+        " code: 0 if all models pass, 1 if one is nondeterministic or drifted, else 3 if one is inconclusive; 2 for"
+        " wrong usage.",
     )
     probe.add_argument(
         "prompt",
-        nargs="?",
+        nargs="*",
         metavar="PROMPT",
-        help="the question (default: the story that the best-known experiment of this kind asked for)",
+        help="the question; several are asked one after the other (default: the story that the best-known experiment of"
+        " this kind asked for)",
+    )
+    probe.add_argument(
+        "--prompt-file",
+        action="append",
+        metavar="FILE",
+        help="file with a question, in UTF-8; - reads standard input; may be given several times",
+    )
+    probe.add_argument(
+        "--messages",
+        action="append",
+        metavar="FILE.json",
+        help='file with a question as a list of messages, [{"role": "user", "content": "…"}]; - reads standard input;'
+        " may be given several times",
+    )
+    probe.add_argument("--system", metavar="TEXT", help="system message that goes with each prompt")
+    probe.add_argument(
+        "--param",
+        action="append",
+        metavar="NAME=JSON",
+        help="parameter of the request, such as seed=7, logprobs=true or top_p=0.9 (JSON, else a string); may be given"
+        " several times",
     )
     probe.add_argument(
         "--api", choices=("chat", "completions", "responses"), default="chat", help="how to ask (default: %(default)s)"
@@ -122,6 +159,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default="128",
         metavar="N",
         help="the longest answer, in tokens; none leaves it out of the request (default: %(default)s)",
+    )
+    probe.add_argument(
+        "--compare-with",
+        choices=(PUBLISHED_FIGURES,),
+        help="show the published figures of the best-known experiment beside one's own",
     )
     for setting in _SETTINGS:
         probe.add_argument(_flag(setting.name), **_keywords(setting))
@@ -150,51 +192,72 @@ def _max_tokens(text: str) -> int | None:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    results: list[TestResult] = []
+    told: list[Asked] = []
     try:
-        return _run(options, results)
+        return _run(options, told)
     except SettingError as error:
-        _say(f"llm-determinism probe: {error}")
+        _say(_own_flags(f"llm-determinism probe: {error}"))
         return USAGE_ERROR
     except KeyboardInterrupt:
-        if results:
-            _print(options, results)
+        if any(asked.results for asked in told):
+            _print(told)
         kept = "nothing is kept" if options.cache == "off" else "what had arrived is kept, and the next probe goes on"
         _say(f"llm-determinism probe: interrupted; {kept}")
         return INTERRUPTED
 
 
-def _run(options: argparse.Namespace, results: list[TestResult]) -> int:
+def _run(options: argparse.Namespace, told: list[Asked]) -> int:
     """Ask all models and print what came of it; returns the exit code.
 
     Args:
-        results: gets one model after the other, as soon as it is finished.
+        told: gets one question after the other, with one model's result after the other as soon as it is finished.
 
     Raises:
         SettingError: something that is needed is missing, or cannot be used.
     """
-    from pytest_llm_determinism.report.json_file import write
+    from pytest_llm_determinism.commands.question import labels, parameters, read
+    from pytest_llm_determinism.report.files import write
+    from pytest_llm_determinism.report.probe import Asked
     from pytest_llm_determinism.results import report
+    from pytest_llm_determinism.screen import ticker_on
     from pytest_llm_determinism.session import Session
-    from pytest_llm_determinism.verdict import INCONCLUSIVE, NONDETERMINISTIC
 
     session = Session(_given(options), {}, Path.cwd())
+    session.make_ticker = lambda: ticker_on(sys.stderr)
     settings = session.settings({})
-    questions = _questions(options, settings)
+    ways = _ways(options, settings)
+    given = parameters(options)
+    _check_named_once(given, settings)
+    questions = read(options)
     paths = _checked(session, settings)
     with contextlib.closing(session.endpoint):
         session.endpoint.open(settings.endpoint, None)
+        ways = ways or [(_only_model(settings), options.api)]
+        askings = [
+            [Asking(question, label, model, api) for model, api in ways]
+            for question, label in zip(questions, labels(questions), strict=True)
+        ]
+        _load_baseline(session, settings, [asking.nodeid for models in askings for asking in models])
+        each = len(settings.load) * settings.attempts
+        in_all = len(questions) * len(ways) * each
         try:
-            for number, question in enumerate(questions):
-                results.append(_asked(session, settings, question, _announced(settings, question, number, questions)))
+            for models in askings:
+                question = models[0].question
+                beside = _beside(options, settings, question)
+                told.append(Asked(_title(options, settings, question, given), models[0].label, [], beside))
+                for asking in models:
+                    more = asking.parameters(options.max_tokens, given)
+                    before = sum(len(asked.results) for asked in told) * each
+                    told[-1].results.append(_asked(session, settings, asking, more, (before, in_all)))
         finally:
             notes = session.close()
-    _print(options, results, notes)
+    notes.extend(_settle(session, told))
+    _print(told, notes)
+    results = [result for asked in told for result in asked.results]
     for path in paths:
-        write(path, report(results, {"prompt": options.prompt or PUBLISHED, "max_tokens": options.max_tokens}))
+        write(path, report(results, {"probe": _record(options, questions, given)}))
         print(f"report written to {path}")
-    verdicts = {result.verdict for result in results}
-    return FAILED if NONDETERMINISTIC in verdicts else NOTHING_SHOWN if INCONCLUSIVE in verdicts else 0
+    return exit_code([result.verdict for result in results])
 
 
 def _given(options: argparse.Namespace) -> dict[str, Value]:
@@ -212,26 +275,127 @@ def _given(options: argparse.Namespace) -> dict[str, Value]:
     return given
 
 
-def _questions(options: argparse.Namespace, settings: Settings) -> list[Question]:
-    if options.prompt is not None and not options.prompt.strip():
-        raise SettingError("the prompt is empty; write one, or leave it out to ask the published one")
+def _ways(options: argparse.Namespace, settings: Settings) -> list[tuple[str, Api]]:
+    """Which models to ask, and how; none where the endpoint is to say which it has.
+
+    Raises:
+        SettingError: a model is named twice, or none can be found out.
+    """
     ways = [(model, options.api) for model in settings.model or ()]
     if options.completions_model:
         models = parse(TABLE["model"], options.completions_model, "--completions-model")
         ways.extend((model, "completions") for model in models or ())
-    if not ways:
-        raise SettingError(f"no model to ask; write --model NAME{_reference_models(settings)}")
     if len(dict(ways)) < len(ways):
         raise SettingError("a model stands in --model and in --completions-model; name each model once")
-    return [Question(model, api, options.prompt, options.max_tokens) for model, api in ways]
+    if ways:
+        return ways
+    if settings.endpoint == REFERENCE:
+        from pytest_llm_determinism.reference import MODELS
+
+        raise SettingError(f"no model to ask; write --model NAME, one or several of {', '.join(MODELS)}")
+    if (settings.endpoint is None and not os.environ.get(BASE_URL)) or settings.cache == "replay":
+        raise SettingError("no model to ask; write --model NAME")
+    return []
 
 
-def _reference_models(settings: Settings) -> str:
-    if settings.endpoint != REFERENCE:
-        return ""
-    from pytest_llm_determinism.reference import MODELS
+def _only_model(settings: Settings) -> str:
+    """The model of an endpoint that has one.
 
-    return f", one or several of {', '.join(MODELS)}"
+    Raises:
+        SettingError: it has none or several, or does not say; names them.
+    """
+    import openai
+
+    wanted = "no model to ask; write --model NAME"
+    where = settings.endpoint or "OPENAI_BASE_URL"
+    try:
+        with openai.OpenAI(max_retries=0, timeout=LISTING_TIME) as client:
+            names = [str(model.id) for model in client.models.list()]
+    except openai.APIStatusError as error:
+        raise SettingError(f"{wanted} ({where} does not say which it has: HTTP {error.status_code})") from None
+    except openai.APIConnectionError:
+        raise SettingError(f"{wanted} ({where} cannot be asked which it has: no connection)") from None
+    except Exception as error:
+        if type(error) is openai.OpenAIError:
+            raise _no_key(error) from None
+        # What a server answers that knows no such list can be anything.
+        raise SettingError(f"{wanted} ({where} does not say which it has: {type(error).__name__})") from None
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise SettingError(f"{wanted} ({where} says that it has none)")
+    listed = ", ".join(excerpt(name) for name in names[:LISTED_MODELS])
+    more = f" and {len(names) - LISTED_MODELS} more" if len(names) > LISTED_MODELS else ""
+    raise SettingError(f"{wanted}, one or several of {listed}{more}")
+
+
+def _check_named_once(given: Mapping[str, Any], settings: Settings) -> None:
+    for name in settings.override or ():
+        if name.split(".")[0] in given:
+            raise SettingError(f"{name} stands in --param and in --override; give it in one of them")
+
+
+def _load_baseline(session: Session, settings: Settings, nodeids: Sequence[str]) -> None:
+    """Hold what is to be asked against an earlier report, if one is named.
+
+    Raises:
+        SettingError: it cannot be read, or was made under other settings.
+    """
+    if settings.baseline is None:
+        return
+    from pytest_llm_determinism.baseline import load
+
+    session.baseline, _ = load(Path(settings.baseline), settings.quote("baseline"))
+    for nodeid in nodeids:
+        # The node id names the model, and of what else is asked the question itself tells.
+        session.baseline.check(nodeid, settings, asks_with_llm=False)
+    session.in_baseline = sum(nodeid in session.baseline for nodeid in nodeids)
+
+
+def _settle(session: Session, told: Sequence[Asked]) -> list[str]:
+    """Hold all results together against the baseline; returns what is to be said of it."""
+    if session.baseline is None:
+        return []
+    from pytest_llm_determinism.report.text import against_baseline
+
+    settled, _ = session.baseline.settled({result.nodeid: result for asked in told for result in asked.results})
+    for asked in told:
+        asked.results[:] = [settled[result.nodeid] for result in asked.results]
+    return against_baseline(session.baseline.quoted, list(settled.values()), [], session.baseline.missing(settled))
+
+
+def _title(options: argparse.Namespace, settings: Settings, question: Question, given: Override) -> str:
+    """What is asked, in one line."""
+    parts = [
+        f"“{excerpt(question.text)}”",
+        question.about,
+        f"max_tokens={shown(options.max_tokens)}",
+        f"temperature={shown(settings.temperature)}",
+        excerpt(", ".join(given.pairs())),
+        f"override {shown(settings.override)}" if settings.override else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _beside(options: argparse.Namespace, settings: Settings, question: Question) -> tuple[str, ...]:
+    """What is to be known of the published figures, if they are wanted."""
+    if options.compare_with != PUBLISHED_FIGURES:
+        return ()
+    from pytest_llm_determinism.commands.question import PUBLISHED
+    from pytest_llm_determinism.report.published import conditions
+
+    return conditions(settings, options.max_tokens, question == PUBLISHED)
+
+
+def _record(options: argparse.Namespace, questions: Sequence[Question], given: Override) -> dict[str, Any]:
+    """What was asked, for the report."""
+    return {
+        "questions": [question.messages for question in questions],
+        "api": options.api,
+        "completions_models": parse(TABLE["model"], options.completions_model or "none", "--completions-model") or (),
+        "max_tokens": options.max_tokens,
+        "parameters": dict(given),
+    }
 
 
 def _checked(session: Session, settings: Settings) -> list[Path]:
@@ -240,51 +404,62 @@ def _checked(session: Session, settings: Settings) -> list[Path]:
     Raises:
         SettingError: for the first that is.
     """
-    from pytest_llm_determinism.report.json_file import check_writable
+    from pytest_llm_determinism.report.files import check
 
     check_claim(settings)
     if ":" in settings.compare:
         sys.path.append(os.getcwd())
     paths = [Path(name) for name in settings.report or ()]
-    for path in paths:
-        try:
-            check_writable(path)
-        except OSError as error:
-            raise SettingError(f"report={path} (from {_flag('report')}): cannot be written: {error}") from None
+    check(paths, _flag("report"))
     return paths
 
 
-def _announced(settings: Settings, question: Question, number: int, questions: Sequence[Question]) -> Iterator[str]:
-    """What is said at the start of each experiment: ``[5/12] moe-capacity under burst, attempt 2``."""
+def _announced(settings: Settings, name: str, among: tuple[int, int]) -> Iterator[str]:
+    """What is said at the start of each experiment: ``[5/12] moe-capacity under burst, attempt 2``.
+
+    Args:
+        among: how many experiments were made before this model's first, and how many are made in all.
+    """
+    before, in_all = among
     experiments = [(load, attempt) for attempt in range(settings.attempts) for load in settings.load]
-    for index, (load, attempt) in enumerate(experiments, number * len(experiments) + 1):
+    for number, (load, attempt) in enumerate(experiments, before + 1):
         which = f", attempt {attempt + 1}" if settings.attempts > 1 else ""
-        yield f"[{index}/{len(questions) * len(experiments)}] {question.model} under {load}{which}"
+        yield f"[{number}/{in_all}] {name} under {load}{which}"
 
 
-def _asked(session: Session, settings: Settings, question: Question, announced: Iterator[str]) -> TestResult:
-    """What came of asking one model."""
+def _asked(
+    session: Session, settings: Settings, asking: Asking, parameters: Mapping[str, Any], among: tuple[int, int]
+) -> TestResult:
+    """What came of asking one model one question.
+
+    Args:
+        among: as of `_announced`.
+    """
     from pytest_llm_determinism.llm import LLM
     from pytest_llm_determinism.repeat import Repeater
+    from pytest_llm_determinism.screen import has_rows
 
-    repeater = Repeater(session, settings, session.comparison(settings))
-    messages, parameters = question.messages(), question.parameters()
+    comparison = session.comparison(settings)
+    repeater = Repeater(session, settings, comparison, name=asking.name, among=among)
+    # Where a row shows how far the experiment is, that says which one it is, too.
+    announced = _announced(settings, asking.name, among) if not has_rows(sys.stderr) else None
+    messages = asking.messages()
     answered = stopped = False
     with (
-        contextlib.closing(LLM(session, settings, question.model)) as llm,
+        contextlib.closing(LLM(session, settings, asking.model)) as llm,
         contextlib.closing(repeater.runs()) as scopes,
     ):
         for scope in scopes:
-            if scope.index == 0:
+            if scope.index == 0 and announced is not None:
                 _say(next(announced))
             with scope:
-                llm(messages, api=question.api, **parameters)
+                llm(messages, api=asking.api, **parameters)
                 answered = True
             if not answered and scope.index >= settings.max_errors:
                 stopped = True  # at a wrong address, name or key, whose errors would all be the same
                 break
     _raise_failure(repeater)
-    return _in_own_words(repeater.result(f"probe::{question.model}"), stopped)
+    return _in_own_words(repeater.result(asking.nodeid), stopped)
 
 
 def _raise_failure(repeater: Repeater) -> None:
@@ -293,12 +468,16 @@ def _raise_failure(repeater: Repeater) -> None:
 
     for failure in repeater.failures.values():
         if type(failure.error).__name__ == "OpenAIError":
-            raise SettingError(
-                "the openai client wants a key: set OPENAI_API_KEY, or name a server that needs none with"
-                f" --endpoint URL, or the bundled one with --endpoint {REFERENCE} ({failure.error})"
-            )
+            raise _no_key(failure.error)
         note = failure_note(failure, repeater.settings.runs)
         raise SettingError(f"the question cannot be asked: {failure.text} ({note})")
+
+
+def _no_key(error: BaseException) -> SettingError:
+    return SettingError(
+        "the openai client wants a key: set OPENAI_API_KEY, or name a server that needs none with --endpoint URL, or"
+        f" the bundled one with --endpoint {REFERENCE} ({error})"
+    )
 
 
 def _in_own_words(result: TestResult, stopped: bool) -> TestResult:
@@ -326,12 +505,10 @@ def _own_flags(text: str) -> str:
     return text.replace("--determinism-", "--")
 
 
-def _print(options: argparse.Namespace, results: Sequence[TestResult], notes: Sequence[str] = ()) -> None:
-    from pytest_llm_determinism.analysis.excerpt import excerpt
+def _print(told: Sequence[Asked], notes: Sequence[str] = ()) -> None:
     from pytest_llm_determinism.report.probe import summary
 
-    question = f"“{excerpt(options.prompt or PUBLISHED)}”, max_tokens={shown(options.max_tokens)}"
-    lines = [*summary(question, results, datetime.datetime.now(datetime.UTC)), *notes]
+    lines = [*summary([asked for asked in told if asked.results], datetime.datetime.now(datetime.UTC)), *notes]
     # Where an answer is quoted, it stays as it is.
     print("\n".join(line if "“" in line else _own_flags(line) for line in lines), flush=True)
 

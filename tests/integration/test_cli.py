@@ -179,7 +179,7 @@ def test_plan_says_what_is_wrong_with_a_value(arguments: str, message: str, caps
     assert stopped.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.endswith(f"\nllm-determinism plan: error: argument {message}\n")
+    assert said.err == f"llm-determinism plan: {message}\n"
 
 
 def test_plan_runs_as_a_command_and_needs_nothing_but_python() -> None:
@@ -192,6 +192,29 @@ def test_plan_runs_as_a_command_and_needs_nothing_but_python() -> None:
     }
 
 
-def test_without_a_command_the_usage_is_shown() -> None:
-    assert run().returncode == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "llm-determinism: the following arguments are required: COMMAND; see llm-determinism --help"),
+        ("serev", "llm-determinism: COMMAND: 'serev' is not known; write one of serve, probe, "),
+        ("probe --modle=m", "llm-determinism probe: unknown option --modle (did you mean --model?); see"),
+        ("probe --run 3", "llm-determinism probe: unknown option --run (did you mean --runs?); see"),
+        ("probe --runs", "llm-determinism probe: --runs: expected one argument"),
+        ("plan --catch often", "llm-determinism plan: --catch: 'often' is not a share; write a number above 0"),
+        ("serve now", "llm-determinism serve: 'now' is more than is wanted; see llm-determinism serve --help"),
+        ("report", "llm-determinism report: the following arguments are required: COMMAND; see"),
+        ("report shwo", "llm-determinism report: COMMAND: 'shwo' is not known; write one of show, "),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out) == (2, "")
+    assert said.err.startswith(message)
+    assert said.err.count("\n") == 1
+
+
+def test_help_lists_the_commands() -> None:
     assert "serve" in run("--help").stdout

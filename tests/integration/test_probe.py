@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import Project
+from reports import check_written
 from scripted import Call, Reply
 
 from pytest_llm_determinism.cli import main
@@ -39,6 +40,8 @@ def without_times(text: str) -> str:
     text = re.sub(r"(?m)^(model .*agreement  errors) +time", r"\1  time", text)
     text = re.sub(r" +\d+\.\d s  ", "  TIME  ", text)
     text = re.sub(r"\d+ seconds?", "AGE", text)
+    # Said where genai-prices is installed: nobody sells the answers of a server on loopback.
+    text = re.sub(r"(?m)^cost not known of .*\n", "", text)
     return re.sub(r"seed \d+", "seed SEED", text)
 
 
@@ -55,6 +58,7 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             code: Any = main(["probe", *arguments])
         except SystemExit as stopped:
             code = stopped.code
+        check_written("--report", arguments, tmp_path)
         said = capsys.readouterr()
         return Said(code, without_times(said.out), said.err)
 
@@ -104,6 +108,14 @@ steady  solo          1, 1  1.00    100.0 %       0  TIME  6 live
 fickle  solo          1, 1  1.00    100.0 %       0  TIME  6 live
         burst         2, 3  2.50     33.3 %       0  TIME  6 live
 
+answers of steady, 1 unique of 12
+  12 × “It is Paris.”
+answers of fickle, 4 unique of 12
+  9 × “It is Paris.”
+  1 × “It is Lyon.”
+  1 × “It was Paris.”
+  1 × “It is.”
+
 fickle: 4 unique of 12 (9/1/1/1), max_unique=1
 
 under burst: 2 unique of 3 runs, another call agrees at least 2.5 % of the time, at 95 %
@@ -152,6 +164,10 @@ def test_what_is_in_the_store_is_not_asked_again(probe: Probe, server) -> None:
 model  load   unique of 4  agreement  errors  time  calls
 m      burst            2     75.0 %       0  TIME  4 live
 
+answers of m, 2 unique of 4
+  3 × “Paris.”
+  1 × “Lyon.”
+
 m: 2 unique of 4 (3/1), max_unique=1
 
 under burst: 2 unique of 4 runs, another call agrees at least 13.5 % of the time, at 95 %
@@ -189,6 +205,9 @@ def test_more_runs_are_added_to_those_in_the_store(probe: Probe, server) -> None
 
     assert said.out.splitlines()[3:] == [
         "m      burst            1    100.0 %       0  TIME  2 live, 3 cached",
+        "",
+        "answers of m, 1 unique of 5",
+        "  5 × “Paris.”",
         "",
         "passed  m  1 unique of 5; another call agrees at least 47.3 % of the time, at 95 %",
     ]
@@ -256,7 +275,13 @@ def test_the_report_is_that_of_pytest_and_so_is_the_store(
     ours["tests"][0]["experiments"][0]["calls"]["oldest_sample"] = ""
     assert shape(report["tests"]) == shape(ours["tests"])
     assert report.keys() == ours.keys()
-    assert report["environment"].items() >= {"prompt": "The capital?", "max_tokens": 16}.items()
+    assert report["environment"]["probe"] == {
+        "questions": ["The capital?"],
+        "api": "chat",
+        "completions_models": [],
+        "max_tokens": 16,
+        "parameters": {},
+    }
     for name in ("verdict", "reason", "unique", "counts", "decided_by", "advice"):
         assert test[name] == ours["tests"][0][name]
     for name in ("groups", "divergence", "findings"):
@@ -339,7 +364,7 @@ def test_errors_between_answers_do_not_end_the_asking(probe: Probe, server) -> N
         (
             400,
             "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
-            "--max-tokens none --override max_completion_tokens=128",
+            "--max-tokens none --param max_completion_tokens=128",
         ),
         (
             400,
@@ -383,6 +408,9 @@ def test_a_refusal_of_what_is_asked_comes_with_advice(
         ),
         ("--model=m", "model=m,m (from --model): name each model once"),
         ("--completions-model=,", "model=, (from --completions-model): write one name"),
+        ("--param=seed=1 --override=seed=2", "seed stands in --param and in --override; give it in one of them"),
+        ("--param=max_tokens=3", "max_tokens=3 (from --param): set it with --max-tokens"),
+        ("--messages=none.json", "none.json (from --messages) cannot be read: No such file or directory"),
         ("--completions-model=m", "a model stands in --model and in --completions-model; name each model once"),
     ],
 )
@@ -399,9 +427,9 @@ def test_a_bad_value_is_said_before_any_call(probe: Probe, server, arguments: st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-tokens=0"], "argument --max-tokens: '0' is no number of tokens; write 1 or more, or none"),
-        (["--api=grpc"], "argument --api: invalid choice: 'grpc'"),
-        ([""], "the prompt is empty; write one, or leave it out to ask the published one"),
+        (["--max-tokens=0"], "--max-tokens: '0' is no number of tokens; write 1 or more, or none"),
+        (["--api=grpc"], "--api: 'grpc' is not known; write one of chat, completions, responses"),
+        (["", "--model=m"], "the prompt (from PROMPT) is empty; write one, or leave it out"),
         ([], "no model to ask; write --model NAME"),
         (
             ["--endpoint=reference"],
@@ -490,8 +518,23 @@ CHAT = [{"role": "system", "content": "You are a helpful assistant."}, {"role": 
             "/v1/completions",
             {"prompt": "Q?", "max_tokens": 9, "seed": 7},
         ),
+        (
+            ["--model=m", "--system=Be brief.", "Q?", "--param=top_p=0.5", "--param", 'logit_bias={"7": -100}'],
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q?"}],
+                "max_tokens": 128,
+                "top_p": 0.5,
+                "logit_bias": {"7": -100},
+            },
+        ),
+        (
+            ["--model=m", "--max-tokens=none", "--param=max_completion_tokens=5", "--param=stop=END", "Q?"],
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "Q?"}], "max_completion_tokens": 5, "stop": "END"},
+        ),
     ],
-    ids=["chat", "responses", "completions", "own question", "override"],
+    ids=["chat", "responses", "completions", "own question", "override", "param", "max_completion_tokens"],
 )
 def test_what_is_asked(probe: Probe, server, arguments: list[str], path: str, body: dict[str, Any]) -> None:
     model = server("Paris.")
@@ -503,13 +546,184 @@ def test_what_is_asked(probe: Probe, server, arguments: list[str], path: str, bo
     assert ("seed" in body) == ("temperature=0, override seed=7\n" in said.out)
 
 
+def test_several_questions_have_a_table_each(probe: Probe, server) -> None:
+    model = server(lambda call: f"{call.prompt} {call.number % 2}" if call.prompt == "Two?" else call.prompt)
+    Path("talk.json").write_text('[{"role": "user", "content": "Three?"}]')
+    Path("prompt.txt").write_text("Two?\n")
+
+    said = probe(
+        "One?",
+        f"--endpoint={model.url}",
+        "--model=m",
+        "--runs=2",
+        "--load=solo",
+        "--prompt-file=prompt.txt",
+        "--messages=talk.json",
+        "--report=report.json",
+    )
+
+    assert said.out.startswith(
+        """\
+“One?”, max_tokens=128, temperature=0
+
+model  load  unique of 2  agreement  errors  time  calls
+m      solo            1    100.0 %       0  TIME  2 live
+
+“Two?”, max_tokens=128, temperature=0
+
+model  load  unique of 2  agreement  errors  time  calls
+m      solo            2     50.0 %       0  TIME  2 live
+
+“Three?”, 1 message of talk.json, max_tokens=128, temperature=0
+
+model  load  unique of 2  agreement  errors  time  calls
+m      solo            1    100.0 %       0  TIME  2 live
+
+answers of m[One?], 1 unique of 2
+  2 × “One?”
+answers of m[Two?], 2 unique of 2
+  1 × “Two? 0”
+  1 × “Two? 1”
+answers of m[Three?], 1 unique of 2
+  2 × “Three?”
+
+m[Two?]: 2 unique of 2 (1/1), max_unique=1
+"""
+    )
+    assert said.out.splitlines()[-4:-1] == [
+        "passed            m[One?]    1 unique of 2; another call agrees at least 5.0 % of the time, at 95 %",
+        (
+            "nondeterministic  m[Two?]    2 unique of 2 (1/1), max_unique=1; another call agrees at least 0.0 % of the"
+            " time, at 95 %"
+        ),
+        "passed            m[Three?]  1 unique of 2; another call agrees at least 5.0 % of the time, at 95 %",
+    ]
+    assert said.err.splitlines() == [
+        f"[{number}/3] m[{name}?] under solo" for number, name in enumerate(("One", "Two", "Three"), 1)
+    ]
+    report = json.loads(Path("report.json").read_text())
+    assert [test["nodeid"] for test in report["tests"]] == ["probe::m[One?]", "probe::m[Two?]", "probe::m[Three?]"]
+    assert report["environment"]["probe"]["questions"] == ["One?", "Two?", [{"role": "user", "content": "Three?"}]]
+
+
+def test_the_published_figures_stand_beside_ones_own(probe: Probe, server) -> None:
+    model = server(lambda call: f"{call.body['model']} {call.number % 2}")
+
+    said = probe(
+        f"--endpoint={model.url}",
+        "--model=gpt-4",
+        "--completions-model=mine",
+        "--load=solo,burst",
+        "--attempts=3",
+        "--runs=2",
+        "--concurrency=1",
+        "--compare-with=published",
+    )
+
+    assert said.out.split("\n\n")[1] == (
+        """\
+model                  load   unique of 2  mean   published   mean  agreement  errors  time  calls
+gpt-4                  solo       2, 2, 2  2.00  12, 11, 12  11.67     50.0 %       0  TIME  6 live
+                       burst      2, 2, 2  2.00                        50.0 %       0  TIME  6 live
+mine                   solo       2, 2, 2  2.00                        50.0 %       0  TIME  6 live
+                       burst      2, 2, 2  2.00                        50.0 %       0  TIME  6 live
+gpt-3.5-turbo                           –     –     4, 4, 3   3.67
+text-davinci-003                        –     –     3, 2, 4   3.00
+text-davinci-001                        –     –     2, 2, 2   2.00
+davinci-instruct-beta                   –     –     1, 1, 1   1.00
+davinci                                 –     –     1, 1, 1   1.00
+published: https://152334h.github.io/blog/non-determinism-in-gpt-4/
+  its conditions: 3 attempts of 30 calls, one at a time, max_tokens=128, temperature=0, with a logit_bias against the\
+ end of the text
+  here: runs=2 (--runs), load=solo,burst (--load)
+  davinci and davinci-instruct-beta answered alike because they fell into a repeating loop"""
+    )
+    assert {call.path for call in model.calls} == {"/v1/chat/completions", "/v1/completions"}
+
+
+def test_the_list_of_answers_is_bounded_and_shows_where_each_parts(probe: Probe, server) -> None:
+    words = " ".join(["word"] * 40)
+    model = server(by_number(m=lambda number: f"{words} {'end' if number < 5 else number}" + "\x1b[2J" * 100))
+
+    said = probe("Q?", f"--endpoint={model.url}", "--model=m", "--load=solo", "--runs=30")
+
+    shown = said.out[said.out.index("answers of") : said.out.index("\n\nm: ")].splitlines()
+    assert shown[:2] == ["answers of m, 26 unique of 30", f"  5 × “{'word ' * 19}word…”"]
+    assert shown[2].startswith("  1 × “…d word word word word word word 5\\x1b[2J\\x1b")
+    assert shown[-1] == "  … and 14 more: all are in the JSON report (--report=FILE.json)"
+    assert len(shown) == 14
+    assert "\x1b" not in said.out
+
+
+MODELS = {
+    "one": (200, {"object": "list", "data": [{"id": "only", "object": "model"}]}),
+    "many": (200, {"object": "list", "data": [{"id": f"m{number}\x1b", "object": "model"} for number in range(20)]}),
+    "none": (200, {"object": "list", "data": []}),
+    "unknown": (404, {"error": {"message": "no such route"}}),
+    "odd": (200, ["what?"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ("many", ", one or several of " + ", ".join(rf"m{number}\x1b" for number in range(12)) + " and 8 more\n"),
+        ("none", " (URL says that it has none)\n"),
+        ("unknown", " (URL does not say which it has: HTTP 404)\n"),
+        ("odd", " (URL does not say which it has: "),
+    ],
+)
+def test_without_a_model_it_says_which_the_endpoint_has(probe: Probe, server, there: str, message: str) -> None:
+    model = server("Paris.")
+    model.listing = MODELS[there]
+
+    said = probe("Q?", f"--endpoint={model.url}")
+
+    assert (said.code, said.out, model.calls) == (2, "", [])
+    assert said.err.replace(model.url, "URL").startswith(
+        f"llm-determinism probe: no model to ask; write --model NAME{message}"
+    )
+
+
+def test_the_only_model_of_an_endpoint_is_asked(probe: Probe, server) -> None:
+    model = server("Paris.")
+    model.listing = MODELS["one"]
+
+    said = probe("Q?", f"--endpoint={model.url}", "--runs=2")
+
+    assert said.code == 0
+    assert {call.body["model"] for call in model.calls} == {"only"}
+    assert probe("Q?", f"--endpoint={model.url}", "--cache=replay").err == (
+        "llm-determinism probe: no model to ask; write --model NAME\n"
+    )
+
+
+def test_answers_are_held_against_those_of_an_earlier_probe(probe: Probe, server) -> None:
+    model = server(by_number(m=lambda number: "Paris." if number < 20 else "Lyon.", gone=lambda number: "Paris."))
+    asked = ("Q?", f"--endpoint={model.url}", "--runs=20", "--load=solo", "--cache=off")
+    assert probe(*asked, "--model=m,gone", "--report=before.json").code == 0
+
+    said = probe(*asked, "--model=m", "--baseline=before.json", "--report=after.json")
+
+    assert said.code == 1
+    assert json.loads(Path("after.json").read_text())["tests"][0]["verdict"] == "drifted"
+    assert "\ndrifted  m  1 unique of 20, " in said.out
+    assert "\nbaseline=before.json (--baseline): 1 test compared, 1 drifted\n" in said.out
+    assert "\n  in the baseline and not in this session: probe::gone\n" in said.out
+    other = probe(*asked, "--model=m", "--baseline=before.json", "--compare=casefold")
+    assert other.err == (
+        "llm-determinism probe: baseline=before.json (--baseline): was made under other settings: compare=exact"
+        " (default) then, compare=casefold (--compare) now; set them as they were, or renew the baseline:"
+        " llm-determinism report baseline REPORT.json -o BASELINE.json\n"
+    )
+
+
 def test_every_setting_but_the_gate_is_an_option(probe: Probe) -> None:
     said = probe("--help")
 
     options = set(re.findall(r"^  (--[a-z-]+)", said.out, re.MULTILINE))
-    assert options == {"--api", "--completions-model", "--max-tokens"} | {
-        f"--{name.replace('_', '-')}" for name in TABLE.keys() - {"gate"}
-    }
+    own = {"--api", "--compare-with", "--completions-model", "--max-tokens", "--messages", "--param", "--prompt-file"}
+    assert options == {*own, "--system"} | {f"--{name.replace('_', '-')}" for name in TABLE.keys() - {"gate"}}
     for word in ("determinism-", "xdist", "fixture", "rootdir", "session"):
         assert word not in said.out.replace("llm-determinism", "")
 
@@ -659,6 +873,9 @@ def test_what_arrived_before_an_interruption_is_told_and_kept(probe: Probe, serv
 
 model  load  unique of 5  agreement  errors  time  calls
 a      solo            1    100.0 %       0  TIME  5 live
+
+answers of a, 1 unique of 5
+  5 × “Paris.”
 
 passed  a  1 unique of 5; another call agrees at least 47.3 % of the time, at 95 %
 """
