@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_llm_determinism.llm import LLM, Reply
-    from pytest_llm_determinism.outcomes import Inconclusive, Nondeterministic
+    from pytest_llm_determinism.outcomes import Drifted, Inconclusive, Nondeterministic
     from pytest_llm_determinism.results import Experiment
 
-__all__ = ["LLM", "Experiment", "Inconclusive", "Nondeterministic", "Reply"]
+__all__ = ["LLM", "Drifted", "Experiment", "Inconclusive", "Nondeterministic", "Reply"]
 
 _HOMES = {
     "LLM": "llm",
     "Reply": "llm",
+    "Drifted": "outcomes",
     "Experiment": "results",
     "Inconclusive": "outcomes",
     "Nondeterministic": "outcomes",

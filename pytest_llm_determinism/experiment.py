@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pytest_llm_determinism.analysis.compare import Comparison
 from pytest_llm_determinism.analysis.divergence import divergence, ways
@@ -18,6 +20,7 @@ from pytest_llm_determinism.analysis.statistics import (
 )
 from pytest_llm_determinism.results import BodyFailure, CallCount, Experiment, Step, Usage
 from pytest_llm_determinism.runs import Exchange, Run
+from pytest_llm_determinism.shapes.request import question
 
 
 def experiment(
@@ -73,6 +76,8 @@ def experiment(
         disagreement=disagreement(counts),
         new_output_chance=new_output_chance(counts),
         entropy=entropy(counts),
+        requests=_each_step(items, _questions(requests)),
+        responses=_each_step(items, lambda exchange: _in_one(exchange.told)),
     )
 
 
@@ -88,6 +93,27 @@ def _steps(items: Sequence[Outcome]) -> tuple[Step, ...]:
                 requests[number].add(exchange.request)
                 responses[number].add(exchange.output)
     return tuple(Step(len(asked), len(answered)) for asked, answered in zip(requests, responses, strict=True))
+
+
+def _each_step(items: Sequence[Outcome], what: Callable[[Exchange], str]) -> tuple[str, ...]:
+    """What all runs have at each step; where they have several things, the SHA-256 of these."""
+    seen: list[set[str]] = []
+    for slots in {item.slots for item in items}:
+        seen.extend(set() for _ in range(len(seen), len(slots)))
+        for number, exchange in enumerate(slots):
+            if exchange is not None:
+                seen[number].add(what(exchange))
+    return tuple(next(iter(found)) if len(found) == 1 else _in_one(sorted(found)) for found in seen)
+
+
+def _questions(requests: Mapping[str, str]) -> Callable[[Exchange], str]:
+    known = {key: question(canonical) for key, canonical in requests.items()}
+    # Of many different requests only the first are kept, and those are another in each session anyway.
+    return lambda exchange: known.get(exchange.request, exchange.request)
+
+
+def _in_one(texts: Iterable[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def _usage(items: Sequence[Outcome]) -> Usage:

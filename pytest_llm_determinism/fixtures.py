@@ -78,7 +78,7 @@ class Determinism:
                 )
         except SettingError as error:
             raise SettingError(f"{self._nodeid}: {error}") from None
-        return Repeater(self._session, settings, comparison)
+        return Repeater(self._session, settings, comparison, name=self._nodeid)
 
     def _experiment(self, repeater: Repeater) -> Experiment:
         for failure in repeater.failures.values():

@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 
 from pytest_llm_determinism.fixtures import failure_note
-from pytest_llm_determinism.outcomes import Inconclusive, Nondeterministic
+from pytest_llm_determinism.outcomes import Drifted, Inconclusive, Nondeterministic
 from pytest_llm_determinism.repeat import Failure, Repeater
+from pytest_llm_determinism.report import junit
 from pytest_llm_determinism.report.text import explain
 from pytest_llm_determinism.results import TestResult
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Settings
 from pytest_llm_determinism.subtests import Held, Subtest
-from pytest_llm_determinism.verdict import NONDETERMINISTIC, PASSED, VERDICTS
+from pytest_llm_determinism.verdict import DRIFTED, NONDETERMINISTIC, PASSED, VERDICTS
 
 _JUDGED = pytest.StashKey[tuple[str, BaseException, TracebackType | None]]()
-"""Of a nondeterministic item its result, and what it failed with."""
+"""Of an item that was nondeterministic or drifted its result, and what it failed with."""
 
 
 @contextlib.contextmanager
@@ -42,20 +43,21 @@ def gate(item: pytest.Item, session: Session, settings: Settings, keep: Callable
             record, failure, traceback = item.stash[_JUDGED]
             keep(record)
             raise failure.with_traceback(traceback)
-        repeater = Repeater(session, settings, session.comparison(settings), _is_failure)
+        repeater = Repeater(session, settings, session.comparison(settings), _is_failure, nodeid(item))
         subtests = Held(item)
         try:
             with subtests:
                 repeater.run(lambda: _run_once(item, original, subtests))
         finally:
             subtests.tell(_failed_subtests(repeater))
-        result = _heard(item, repeater.result(_nodeid(item)))
+        result = _heard(item, repeater.result(nodeid(item)))
         record = json.dumps(result.to_json())
         keep(record)
+        junit.tell(item.user_properties, result)
         try:
             _conclude(repeater, result)
         except BaseException as failure:
-            if result.verdict == NONDETERMINISTIC:
+            if result.verdict in (NONDETERMINISTIC, DRIFTED):
                 item.stash[_JUDGED] = record, failure, failure.__traceback__
             raise
 
@@ -94,7 +96,7 @@ def _run_body(item: pytest.Item, runtest: Callable[[], None]) -> None:
         raise reported[0].value.with_traceback(reported[0].tb)
 
 
-def _nodeid(item: pytest.Item) -> str:
+def nodeid(item: pytest.Item) -> str:
     """The item's node id without the ``@group`` that xdist adds to it under ``--dist=loadgroup``: results of a session
     are compared with those of sessions without xdist."""
     plain = f"{item.parent.nodeid}::{item.name}" if item.parent is not None else item.nodeid
@@ -149,6 +151,8 @@ def _conclude(repeater: Repeater, result: TestResult) -> None:
         raise _with_notes(failures, repeater.settings.runs, text)
     if result.verdict == NONDETERMINISTIC:
         raise Nondeterministic(text)
+    if result.verdict == DRIFTED:
+        raise Drifted(text)
     if result.verdict != PASSED:
         raise Inconclusive(text)
     names = {failure.name for failure in repeater.failures.values() if failure.subtest is not None}

@@ -43,7 +43,8 @@ def pytest_determinism_comparisons(config: pytest.Config) -> Mapping[str, Callab
 
 @pytest.hookspec
 def pytest_determinism_verdict(item: pytest.Item, experiments: tuple[Experiment, ...], verdict: str) -> str | None:
-    """See or change a verdict: return ``passed``, ``nondeterministic`` or ``inconclusive``, or None to leave it.
+    """See or change a verdict: return ``passed``, ``nondeterministic``, ``inconclusive`` or ``drifted``, or None to
+    leave it.
 
     Called once a marked test, after its runs. The first answer that is not None stands (a ``conftest.py`` is asked
     before plugins), and the report says that the verdict was changed.

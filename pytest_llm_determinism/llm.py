@@ -69,15 +69,22 @@ class LLM:
 
     Args:
         client: builds the SDK's client instead of the default one, or None.
+        test: node id of the test that asks.
     """
 
     def __init__(
-        self, session: Session, settings: Settings, model: str | None, client: Callable[[], Any] | None = None
+        self,
+        session: Session,
+        settings: Settings,
+        model: str | None,
+        client: Callable[[], Any] | None = None,
+        test: str = "",
     ) -> None:
         self._session = session
         self._settings = settings
         self._model = model
         self._make_client = client
+        self._test = test
         self._client: Any = None
         self._alone: Sampler | None = None
 
@@ -163,7 +170,7 @@ class LLM:
         if self._alone is None:
             # One answer is no experiment, and no neighbours are paid for it.
             load = next((load for load in self._settings.load if load != "crowd"), "solo")
-            plan = self._session.plan(self._settings, load, attempt=0, runs=1, seed=0)
+            plan = self._session.plan(self._settings, load, attempt=0, runs=1, seed=0, test=self._test)
             self._alone = Sampler(plan, self._session.store(self._settings), self._session.budget)
             self._alone.start_run(0)
         try:

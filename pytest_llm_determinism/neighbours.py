@@ -69,6 +69,7 @@ class _Company:
         token = sending.set(True)
         try:
             neighbour = self._crowd.neighbour(self._route, self._ask.call, self._ask.length)
+            self._ask.goes_out()
             try:
                 yield neighbour
             except Exception as error:
@@ -85,12 +86,15 @@ class _Company:
         unreadable = ""
         if 200 <= sample.status < 300:
             try:
-                read_answer(neighbour.call, sample.body, sample.content_type)
+                answer = read_answer(neighbour.call, sample.body, sample.content_type)
             except Unreadable as error:
                 unreadable = str(error)
             else:
+                self._ask.charged(answer)
                 self._crowd.answered(self._route)
                 return
+        else:
+            self._ask.charged(None)
         self._crowd.failed(self._route, neighbour, sample.status, reason_of(sample, unreadable))
 
     def farewell(self) -> float:

@@ -19,6 +19,15 @@ class Nondeterministic(Failed):
         super().__init__(message, pytrace=False)
 
 
+class Drifted(Failed):
+    """The answers are other than those of the baseline."""
+
+    __module__ = "builtins"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, pytrace=False)
+
+
 class Inconclusive(Failed):
     """The runs prove nothing either way."""
 

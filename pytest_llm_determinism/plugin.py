@@ -6,6 +6,8 @@ imported where it is first used.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from pytest_llm_determinism.settings import (
     TABLE,
     Setting,
     SettingError,
+    Value,
     check_claim,
     from_text,
     shown,
@@ -30,12 +33,21 @@ if TYPE_CHECKING:
     from pytest_llm_determinism.llm import LLM
     from pytest_llm_determinism.settings import Settings
     from pytest_llm_determinism.shapes.hooked import Hook
+    from pytest_llm_determinism.ticker import Ticker
 
 SESSION = pytest.StashKey[Session]()
 COLLECTED = pytest.StashKey[Collected]()
 SETTINGS = pytest.StashKey["Settings | None"]()
 RESULT = pytest.StashKey[str | None]()
+BASELINE = pytest.StashKey[dict[str, Any]]()
+"""The condensed baseline, for xdist workers: they may be on hosts that do not have the file."""
+SHOWN_WRONG = 3
+"""Tests of one file that are named with what is wrong with their settings, if it is the same with all."""
+NOBODY = "http://127.0.0.1:9/v1"
+"""Where the bundled server would be, while tests are only collected: it is not started for that."""
 REPORT_ATTRIBUTE = "llm_determinism"
+PROGRESS = "progress"
+"""In the folder that xdist workers share, that of what the controller shows."""
 
 
 # Options and configuration
@@ -84,7 +96,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        f"{marker.NAME}({', '.join(f'{name}={shown(TABLE[name].default)}' for name in marker.KEYWORDS)}): run the test"
+        f"{marker.NAME}({', '.join(f'{name}={_in_python(name)}' for name in marker.KEYWORDS)}): run the test"
         " body several times, observe every model call, and fail if the runs gave more than max_unique different"
         " outputs",
     )
@@ -94,8 +106,18 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):
         config.stash[COLLECTED] = Collected()
-        config.pluginmanager.register(_Collecting(config.stash[COLLECTED]), "llm-determinism-collecting")
+        in_junit = bool(config.getoption("xmlpath", None))
+        config.pluginmanager.register(_Collecting(config.stash[COLLECTED], in_junit), "llm-determinism-collecting")
         _check_reports(config)
+    try:
+        _load_baseline(config, config.stash[SESSION])
+    except SettingError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _in_python(name: str) -> str:
+    default = TABLE[name].default
+    return repr(default[0] if isinstance(default, tuple) else default)
 
 
 def _session(config: pytest.Config) -> Session:
@@ -104,13 +126,34 @@ def _session(config: pytest.Config) -> Session:
     cli, file = from_text(flags, ini, config.inipath.name if config.inipath else "an -o option")
     session = Session(cli, file, config.rootpath, _company(getattr(config, "workerinput", None)))
     session.output = lambda: _output_hook(config)
+    session.make_ticker = lambda: _ticker(config, session.company)
     _check_given(config, session)
     return session
+
+
+def _load_baseline(config: pytest.Config, session: Session) -> None:
+    found = session.settings({}).origin("baseline")
+    if found.value is None or not session.settings({}).gate:
+        return
+    from pytest_llm_determinism.baseline import Baseline, load
+
+    quoted = session.settings({}).quote("baseline")
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        session.baseline = Baseline(json.loads(worker["determinism_baseline"]), quoted)
+        return
+    session.baseline, config.stash[BASELINE] = load(_path_of(config, found, found.value), quoted)
 
 
 def _output_hook(config: pytest.Config) -> Hook | None:
     hook = config.hook.pytest_determinism_output
     return (lambda exchange: hook(exchange=exchange)) if hook.get_hookimpls() else None
+
+
+def _ticker(config: pytest.Config, company: Company | None) -> Ticker:
+    from pytest_llm_determinism.screen import ticker
+
+    return ticker(config, None if company is None else company.folder / PROGRESS)
 
 
 def _company(worker: dict[str, Any] | None) -> Company | None:
@@ -138,34 +181,48 @@ def _add_comparisons(config: pytest.Config, session: Session) -> None:
 
 
 def _report_paths(config: pytest.Config) -> list[Path]:
+    if config.option.collectonly:
+        return []
     found = config.stash[SESSION].settings({}).origin("report")
+    return [_path_of(config, found, name) for name in found.value or ()]
+
+
+def _path_of(config: pytest.Config, found: Value, name: str) -> Path:
     # As pytest does: what was typed is meant from where it was typed, what stands in a file from where that is.
     base = config.invocation_params.dir if found.source == "cli" else config.rootpath
-    return [base / name for name in found.value or ()]
+    return base / name
 
 
 def _check_reports(config: pytest.Config) -> None:
     paths = _report_paths(config)
     if paths:
-        from pytest_llm_determinism.report.json_file import check_writable
+        from pytest_llm_determinism.report.files import check
 
-        for path in paths:
-            try:
-                check_writable(path)
-            except OSError as error:
-                raise pytest.UsageError(f"report={path}: cannot be written: {error}") from None
+        try:
+            check(paths, config.stash[SESSION].settings({}).origin("report").where)
+        except SettingError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 class _Collecting:
     """Takes results from reports. A plugin object of its own, since the hook does not tell which session it is of."""
 
-    def __init__(self, collected: Collected) -> None:
+    def __init__(self, collected: Collected, in_junit: bool) -> None:
         self._collected = collected
+        self._in_junit = in_junit
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        result = getattr(report, REPORT_ATTRIBUTE, None)
-        if result is not None and report.when == "call":
-            self._collected.add(report.nodeid, result)
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, object, object]:
+        record = getattr(report, REPORT_ATTRIBUTE, None)
+        if record is not None and report.when == "call":
+            self._collected.add(report.nodeid, record, None if hasattr(report, "wasxfail") else report.location[:2])
+        result = self._collected.results.get(report.nodeid)
+        if not self._in_junit or result is None or report.when == "setup":
+            return (yield)
+        from pytest_llm_determinism.report.junit import explained
+
+        with explained(report.sections, result):
+            return (yield)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -180,8 +237,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Make the endpoint known before test modules are imported, and before xdist starts its workers."""
     config = session.config
     state = config.stash[SESSION]
+    given = getattr(config, "workerinput", {}).get("determinism_endpoint")
+    if config.option.collectonly:
+        given = NOBODY
     try:
-        state.endpoint.open(state.value("endpoint"), getattr(config, "workerinput", {}).get("determinism_endpoint"))
+        state.endpoint.open(state.value("endpoint"), given)
     except SettingError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -191,6 +251,8 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["determinism_endpoint"] = node.config.stash[SESSION].endpoint.url
     locks = node.config.stash[COLLECTED].locks()
     node.workerinput["determinism_locks"] = locks
+    if BASELINE in node.config.stash:
+        node.workerinput["determinism_baseline"] = json.dumps(node.config.stash[BASELINE])
     if node.config.stash[SESSION].budget is not None:
         from pytest_llm_determinism.budget import share
 
@@ -209,9 +271,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     stopped = budget and budget.note(result.reason for result in collected.results.values())
     if stopped:
         collected.notes.append(stopped)
+    baseline = config.stash[SESSION].baseline
+    if baseline is not None and collected.settle(baseline) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     paths = _report_paths(config)
-    if paths:
-        from pytest_llm_determinism.report.json_file import write
+    github_summary = os.environ.get("GITHUB_STEP_SUMMARY") if collected.results else None
+    if paths or github_summary:
+        from pytest_llm_determinism.report.files import write
         from pytest_llm_determinism.results import report
 
         record = report(list(collected.results.values()), {"pytest": pytest.__version__})
@@ -219,11 +285,55 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         for path in paths:
             write(path, record)
             collected.notes.append(f"report written to {path}")
+        if github_summary:
+            from pytest_llm_determinism.report.github import append_summary
+
+            collected.notes.extend(append_summary(github_summary, record))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     node.config.stash[COLLECTED].notes.extend(getattr(node, "workeroutput", {}).get("determinism_notes", ()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    state = session.config.stash[SESSION]
+    if state.baseline is not None:
+        from pytest_llm_determinism.gate import nodeid
+
+        state.in_baseline = sum(nodeid(item) in state.baseline for item in session.items)
+    company = state.company
+    if company is not None and any(map(_is_ours, session.items)):
+        from pytest_llm_determinism.screen import announce
+
+        announce(company.folder / PROGRESS)
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return item.get_closest_marker(marker.NAME) is not None or "determinism" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any) -> None:
+    state = node.config.stash[SESSION]
+    folder = Path(node.config.stash[COLLECTED].locks()) / PROGRESS
+    if state.ticker is None and folder.is_dir():
+        from pytest_llm_determinism.screen import follow
+
+        state.ticker = follow(node.config, folder)
+
+
+def pytest_enter_pdb(config: pytest.Config) -> None:
+    ticker = config.stash[SESSION].ticker
+    if ticker is not None:
+        ticker.pause()
+
+
+def pytest_leave_pdb(config: pytest.Config) -> None:
+    ticker = config.stash[SESSION].ticker
+    if ticker is not None:
+        ticker.go_on()
 
 
 # Collection: every wrong marker is an error before any call is made
@@ -234,14 +344,18 @@ def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    wrong = [
-        error
-        for item in report.result or ()
-        if isinstance(item, pytest.Item) and (error := _wrong_marker(item)) is not None
-    ]
+    wrong: dict[str, list[str]] = {}
+    for item in report.result or ():
+        if isinstance(item, pytest.Item) and (error := _wrong_settings(item)) is not None:
+            wrong.setdefault(error, []).append(item.nodeid)
     if wrong:
+        lines: list[str] = []
+        for error, nodeids in wrong.items():
+            lines.extend(f"{nodeid}: {error}" for nodeid in dict.fromkeys(nodeids[:SHOWN_WRONG]))
+            if len(nodeids) > SHOWN_WRONG:
+                lines.append(f"… and the same of {len(nodeids) - SHOWN_WRONG} more tests")
         try:
-            pytest.fail("\n".join(dict.fromkeys(wrong)), pytrace=False)
+            pytest.fail("\n".join(lines), pytrace=False)
         except pytest.fail.Exception as failure:
             report.longrepr = collector.repr_failure(pytest.ExceptionInfo.from_exception(failure))
         report.outcome = "failed"
@@ -249,11 +363,11 @@ def pytest_make_collect_report(
     return report
 
 
-def _wrong_marker(item: pytest.Item) -> str | None:
+def _wrong_settings(item: pytest.Item) -> str | None:
     try:
-        _read_settings(item)
+        read_settings(item)
     except SettingError as error:
-        return f"{item.nodeid}: {error}"
+        return str(error)
     return None
 
 
@@ -263,7 +377,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("llm", models, indirect=True, ids=models)
 
 
-def _read_settings(item: pytest.Item) -> Settings | None:
+def read_settings(item: pytest.Item) -> Settings | None:
     """The settings of a marked test, None for one that is not marked.
 
     Raises:
@@ -278,6 +392,10 @@ def _read_settings(item: pytest.Item) -> Settings | None:
     settings = session.settings(marker.read(marks))
     check_claim(settings)
     session.comparison(settings)
+    if session.baseline is not None:
+        from pytest_llm_determinism.gate import nodeid
+
+        session.baseline.check(nodeid(item), settings, "llm" in getattr(item, "fixturenames", ()))
     return settings
 
 
@@ -291,7 +409,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[SETTINGS] = None
     wrong = None
     try:
-        settings = _read_settings(item)
+        settings = read_settings(item)
     except SettingError as error:
         # A marker may have been added after collection.
         settings, wrong = None, f"{item.nodeid}: {error}"
@@ -338,7 +456,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     lines = config.stash[COLLECTED].summary() if COLLECTED in config.stash else []
     if lines:
         terminalreporter.write_sep("=", "determinism")
-        for line in lines:
+        for line in (*lines, *config.stash[COLLECTED].annotations(config.rootpath)):
             terminalreporter.write_line(line)
 
 
@@ -361,7 +479,8 @@ def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     models = session.value("model")
     model = getattr(request, "param", None) or (models[0] if models else None)
     hook = config.hook.pytest_determinism_client
-    asked = LLM(session, settings, model, (lambda: hook(config=config)) if hook.get_hookimpls() else None)
+    client = (lambda: hook(config=config)) if hook.get_hookimpls() else None
+    asked = LLM(session, settings, model, client, request.node.nodeid)
     yield asked
     asked.close()
 

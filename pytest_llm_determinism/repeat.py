@@ -15,17 +15,20 @@ from pytest_llm_determinism.analysis.compare import Comparison
 from pytest_llm_determinism.analysis.findings import Finding, Observed, load_sensitive, neighbours_failed, over_all
 from pytest_llm_determinism.analysis.groups import MissingCall, Outcome, group, missing_calls, outcomes
 from pytest_llm_determinism.analysis.statistics import agreement_lower
+from pytest_llm_determinism.bill import Bill
 from pytest_llm_determinism.crowd import NeighbourCount
 from pytest_llm_determinism.experiment import experiment
 from pytest_llm_determinism.observe import active, observing
 from pytest_llm_determinism.observe.unseen import Unseen, noting
+from pytest_llm_determinism.pricing import cost
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.results import CallCount, Experiment, TestResult
 from pytest_llm_determinism.runs import Run
 from pytest_llm_determinism.sampling import Plan, Sampler, seed_of
 from pytest_llm_determinism.session import Session
 from pytest_llm_determinism.settings import Settings
-from pytest_llm_determinism.verdict import Evidence, judge
+from pytest_llm_determinism.underway import Underway
+from pytest_llm_determinism.verdict import INCONCLUSIVE, Evidence, against_baseline, judge
 
 if TYPE_CHECKING:
     from pytest_llm_determinism.subtests import Subtest
@@ -65,6 +68,7 @@ class _Sampled:
     plan: Plan
     calls: CallCount
     requests: dict[str, str]
+    bill: Bill
     runs: list[Run] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
     counts: Counter[Hashable] = field(default_factory=Counter)
@@ -79,6 +83,8 @@ class Repeater:
     Args:
         is_failure: whether an exception of the body is a failure of one run, so that the others are still made; every
             other exception ends them. Its second argument says whether any run was finished before.
+        name: of the test; what is shown of it while it goes on, and kept with its samples.
+        among: see `Underway`.
     """
 
     def __init__(
@@ -87,17 +93,21 @@ class Repeater:
         settings: Settings,
         comparison: Comparison,
         is_failure: Callable[[BaseException, bool], bool] = lambda error, _: isinstance(error, Exception),
+        name: str = "",
+        among: tuple[int, int] | None = None,
     ) -> None:
         self.settings = settings
         self.failures: dict[object, Failure] = {}
         self.refusal: str | None = None
         self._session = session
+        self._name = name
         self._comparison = comparison
         self._is_failure = is_failure
         self._sampled: list[_Sampled] = []
         self._counts: Counter[Hashable] = Counter()
         self._first: Run | None = None
         self._unseen = Unseen()
+        self._underway = Underway(name, settings, comparison, among)
 
     def run(self, body: Callable[[], object]) -> None:
         with contextlib.closing(self.runs()) as scopes:
@@ -113,18 +123,20 @@ class Repeater:
 
     def runs(self) -> Generator[_RunScope]:
         """One scope a run, to be entered around the body."""
-        for attempt in range(self.settings.attempts):
-            for load in self.settings.load:
-                yield from self._experiment(load, attempt)
-                if self._is_over():
-                    return
+        with self._session.showing(self._underway.look):
+            for attempt in range(self.settings.attempts):
+                for load in self.settings.load:
+                    yield from self._experiment(load, attempt)
+                    if self._is_over():
+                        return
 
     def _experiment(self, load: str, attempt: int) -> Generator[_RunScope]:
         settings = self.settings
-        plan = self._session.plan(settings, load, attempt, settings.runs, seed_of(load, attempt))
+        plan = self._session.plan(settings, load, attempt, settings.runs, seed_of(load, attempt), self._name)
         sampler = Sampler(plan, self._session.store(settings), self._session.budget)
-        sampled = _Sampled(plan, CallCount(0, 0, None), sampler.requests)
+        sampled = _Sampled(plan, CallCount(0, 0, None), sampler.requests, sampler.bill)
         self._sampled.append(sampled)
+        self._underway.begin(sampler, sampled.runs)
         started = time.perf_counter()
         try:
             with self._admitted(load), observing(sampler), noting(self._unseen):
@@ -210,6 +222,9 @@ class Repeater:
     def result(self, nodeid: str) -> TestResult:
         """The verdict over all experiments."""
         settings = self.settings
+        baseline = self._session.baseline
+        if baseline is not None and self._first is not None:
+            self._first = baseline.in_order(nodeid, self._first, self._sampled[0].requests)
         items = [self._outcomes(sampled) for sampled in self._sampled]
         together = [item for found in items for item in found]
         heard = [item for item in together if item.output.parts]
@@ -230,6 +245,9 @@ class Repeater:
             unseen=self._unseen.clauses(),
         )
         verdict = judge(settings, evidence)
+        drift = None if baseline is None or verdict.verdict == INCONCLUSIVE else baseline.drift(nodeid, experiments)
+        if drift is not None:
+            verdict = against_baseline(settings, verdict, drift, max(1, self._session.in_baseline))
         return TestResult(
             nodeid=nodeid,
             verdict=verdict.verdict,
@@ -240,6 +258,7 @@ class Repeater:
             counts=tuple(evidence.counts),
             decided_by=verdict.decided_by,
             advice=verdict.advice,
+            drift=drift,
         )
 
     def _outcomes(self, sampled: _Sampled) -> list[Outcome]:
@@ -291,6 +310,8 @@ class Repeater:
             seconds=sampled.seconds,
             failures=sampled.failures,
         )
+        money, unpriced = cost(sampled.bill)
+        found = replace(found, cost=money, unpriced=unpriced)
         failed = neighbours_failed(came.calls, came.failures, came.example)
         return found if failed is None else _with_findings(found, failed)
 

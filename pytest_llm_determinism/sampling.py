@@ -15,8 +15,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from pytest_llm_determinism.bill import Bill, Charge
 from pytest_llm_determinism.crowd import Crowd
 from pytest_llm_determinism.refusal import Refusal
 from pytest_llm_determinism.runs import Exchange, Run
@@ -28,11 +29,12 @@ from pytest_llm_determinism.shapes import (
     NotAModelCall,
     Rules,
     Unreadable,
+    model_of,
     read_answer,
     recognise,
 )
 from pytest_llm_determinism.slots import Slots, finished
-from pytest_llm_determinism.store import Sample, SampleStore, sample_key
+from pytest_llm_determinism.store import Sample, SampleStore, StoredRequest, sample_key
 
 if TYPE_CHECKING:
     from pytest_llm_determinism.budget import Budget
@@ -67,6 +69,7 @@ class Plan:
         not_before: samples that arrived earlier (seconds since the epoch) are asked again.
         rules: what requests are model calls, and what identifies one.
         seed: of the starts' spread, and of the neighbours.
+        test: node id of the test that asks.
     """
 
     load: str
@@ -79,15 +82,23 @@ class Plan:
     neighbours: int = 0
     batch: int = WINDOW
     rules: Rules = field(default_factory=Rules)
+    test: str = ""
 
 
 @dataclass(slots=True)
 class Calls:
-    """Where the answers came from: asked live in this experiment, or found in the store."""
+    """Where the answers came from: asked live in this experiment, or found in the store.
+
+    Attributes:
+        answers: of the live calls, those that got one; the first came at `first_answer_at`, as `time.monotonic` tells
+            it.
+    """
 
     live: int = 0
     cached: int = 0
     oldest: float | None = None
+    answers: int = 0
+    first_answer_at: float | None = None
 
     def oldest_sample(self) -> str | None:
         """Arrival of the oldest sample from the store, ISO 8601 in UTC."""
@@ -129,6 +140,8 @@ class _Shelf:
     read_up_to: int = 0
     seconds: float | None = None
     length: int | None = None
+    kept: bool = False
+    charge: Charge | None = None
 
     def note(self, sample: Sample, answer: Answer) -> None:
         """See how long a call takes, in seconds, and its answer is, in tokens."""
@@ -158,6 +171,7 @@ class Sampler:
         self.slots = Slots(plan.concurrency)
         self.crowd = Crowd(plan.neighbours, plan.seed, budget) if plan.load == "crowd" else None
         self.calls = Calls()
+        self.bill = Bill(None if budget is None else budget.settle)
         self.random = random.Random(plan.seed)
         self.refusal: str | None = None
         self.requests: dict[str, str] = {}
@@ -259,11 +273,20 @@ class Sampler:
                         "a sample is not in the store and cache=replay asks no model"
                         f" (run {running.index}, {call.family.name}); fill the store with --determinism-cache=auto"
                     )
+                if known is None and not asked.is_free and self.budget is not None:
+                    budget, charge = self.budget, asked.charge
+                    self.guarded(lambda: budget.check(charge))
             except BaseException:
                 running.busy.discard(place)
                 raise
             asked.known = known
             return asked
+
+    def at_hand(self, place: Place) -> set[Exchange]:
+        """What runs to come will be told at a place, as far as that is known."""
+        with self._lock:
+            shelf = self._shelves.get(place)
+            return {known.exchange for known in shelf.known.values()} if shelf else set()
 
     def refuse(self, message: str) -> NoReturn:
         self.refusal = message
@@ -329,6 +352,7 @@ class Ask:
         recognised: the call's key by the request alone.
         is_stored: whether its answer is kept and replayed, see `Sampler.ask`.
         in_words: tells of an error of the call, without the credentials in it.
+        to_keep: the canonical request as parsed JSON, without the credentials in it; None where nobody knows them.
     """
 
     def __init__(
@@ -343,6 +367,7 @@ class Ask:
         self.sampler = sampler
         self.is_stored = stored
         self.in_words: Callable[[Exception], str] = named
+        self.to_keep: Callable[[str], dict[str, Any] | None] = lambda canonical: None
         self._store = sampler.store if stored else None
         self.call = call
         self.place = place
@@ -429,6 +454,7 @@ class Ask:
     def sent(self) -> None:
         """A request goes out to the server."""
         sampler = self.sampler
+        self.goes_out()
         with sampler._lock:
             sampler.calls.live += 1
             if sampler.calls.live == 1 and self._store is not None:
@@ -436,12 +462,36 @@ class Ask:
         if sampler.crowd is not None:
             sampler.crowd.sampled()
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody charges for it: what answers in place of a server, and the bundled one."""
+        origins = self.sampler.plan.rules.origins
+        return not self.is_stored or any(self.call.url.startswith(f"{origin}/") for origin in origins)
+
+    @property
+    def charge(self) -> Charge:
+        """What is charged for it, as far as that is known before its answer."""
+        shelf = self.sampler._shelves[self.place]
+        shelf.charge = shelf.charge or Charge.of(self.call)
+        return shelf.charge
+
+    def goes_out(self) -> None:
+        """A call to its address and model goes out, its own or that of a neighbour."""
+        self.sampler.bill.sent()
+        if self.is_free:
+            self.sampler.bill.came(None)
+
+    def charged(self, answer: Answer | None) -> None:
+        """Such a call has an answer, or one that nobody charges for (None)."""
+        if not self.is_free:
+            self.sampler.bill.came(None if answer is None else self.charge.answered_by(answer))
+
     def keep(self, run: int, sample: Sample) -> Known | None:
         """Keep what the server sent for a run; None for what is no answer, which is never kept."""
         known = self._read(run, sample)
         store = self._open_store()
         if known is not None and store is not None:
-            self.sampler.guarded(lambda: store.write(self.sampler.key(self.place, run), sample))
+            self.sampler.guarded(lambda: store.write(self.sampler.key(self.place, run), sample, self._first_kept()))
         return known
 
     async def keep_async(self, run: int, sample: Sample) -> Known | None:
@@ -449,10 +499,23 @@ class Ask:
         known = self._read(run, sample)
         store = self._open_store()
         if known is not None and store is not None:
-            writing = store.start_writing(self.sampler.key(self.place, run), sample)
+            writing = store.start_writing(self.sampler.key(self.place, run), sample, self._first_kept())
             await finished(writing)
             self.sampler.guarded(lambda: store.result(writing))
         return known
+
+    def _first_kept(self) -> Callable[[], StoredRequest] | None:
+        """What is to be kept of the request with the first sample of this experiment."""
+        with self.sampler._lock:
+            shelf = self.sampler._shelves[self.place]
+            first, shelf.kept = not shelf.kept, True
+        return self._stored_request if first else None
+
+    def _stored_request(self) -> StoredRequest:
+        family, test = self.call.family, self.sampler.plan.test
+        request = self.to_keep(self.call.canonical)
+        model = None if request is None else model_of(family, request["url"], request["body"])
+        return StoredRequest.of(family.name, model, request, test)
 
     def _open_store(self) -> SampleStore | None:
         """Where a sample is kept now: nowhere while neighbours fail, since later sessions would take it for one that
@@ -466,10 +529,12 @@ class Ask:
             with sampler._lock:
                 sampler._held.add(self.call.key)
         if not 200 <= sample.status < 300:
+            self.charged(None)
             return None
         try:
             answer = read_answer(self.call, sample.body, sample.content_type)
         except NotAModelCall:
+            self.charged(None)
             self._is_call = False
             return None
         except Unreadable as error:
@@ -478,10 +543,14 @@ class Ask:
             if run == self.run.index:
                 self._unreadable = str(error)
             return None
+        self.charged(answer)
         with sampler._lock:
             known = Known(sample, answer, sampler._exchange(self.place, answer), stored=False)
             shelf = sampler._shelves[self.place]
             shelf.note(sample, answer)
+            calls = sampler.calls
+            calls.answers += 1
+            calls.first_answer_at = calls.first_answer_at or time.monotonic()
             if run != self.run.index:
                 shelf.known[run] = known
                 sampler._stocked.add(self.place)
@@ -502,6 +571,8 @@ class Ask:
         with self.sampler._lock:
             calls = self.sampler.calls
             if known.stored:
+                if not self.is_free:
+                    self.sampler.bill.found(self.charge.answered_by(known.answer))
                 calls.cached += 1
                 calls.oldest = min(known.sample.at, calls.oldest or known.sample.at)
             self.run.finished[self.place] = known.exchange

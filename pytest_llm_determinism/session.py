@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +15,14 @@ from pytest_llm_determinism.settings import SettingError, Settings, Value
 
 if TYPE_CHECKING:
     from pytest_llm_determinism.analysis.compare import Comparison
+    from pytest_llm_determinism.baseline import Baseline
     from pytest_llm_determinism.budget import Budget
     from pytest_llm_determinism.company import Company
     from pytest_llm_determinism.sampling import Plan
     from pytest_llm_determinism.shapes import Rules
     from pytest_llm_determinism.shapes.hooked import Hook
     from pytest_llm_determinism.store import SampleStore
+    from pytest_llm_determinism.ticker import Look, Ticker
 
 
 FEW = 2
@@ -33,9 +36,12 @@ class Session:
         cli, file: settings given by flags and by ini.
         root: what relative paths of settings are relative to.
         company: the other workers of the session, if there are any.
-        budget: the live calls that may be made, and how fast; None where that is not limited.
+        budget: the live calls that may be made, how fast and for how much; None where that is not limited.
         comparisons: named comparisons that plugins add; None until they were asked.
         output: gives what plugins know of APIs that we do not, if they know any.
+        make_ticker: makes what shows how far repetitions are, when the first of them begins; None shows nothing.
+        baseline: the earlier report that answers are held against, if there is one.
+        in_baseline: tests of this session that it has.
         started_at: seconds since the epoch; under ``cache=refresh`` only newer samples count, so a test that is run
             again in the same session meets the same samples.
     """
@@ -50,14 +56,22 @@ class Session:
         self.budget = self._budget()
         self.comparisons: Mapping[str, Callable[[str], object]] | None = None
         self.output: Callable[[], Hook | None] = lambda: None
+        self.make_ticker: Callable[[], Ticker | None] = lambda: None
+        self.ticker: Ticker | None = None
         self.endpoint = Endpoint()
+        self.baseline: Baseline | None = None
+        self.in_baseline = 0
         self.started_at = time.time()
         self._store: SampleStore | None = None
 
     def _budget(self) -> Budget | None:
         settings = self.settings({})
-        if settings.max_calls is None and settings.rate is None:
+        if settings.max_calls is None and settings.rate is None and settings.max_cost is None:
             return None
+        if settings.max_cost is not None and importlib.util.find_spec("genai_prices") is None:
+            raise SettingError(
+                f"{settings.quote('max_cost')}: prices need genai-prices; pip install 'pytest-llm-determinism[cost]'"
+            )
         from pytest_llm_determinism.budget import Budget
 
         return Budget(settings, None if self.company is None else self.company.folder)
@@ -93,8 +107,12 @@ class Session:
             self._store = SampleStore(directory, writable=settings.cache != "replay")
         return self._store
 
-    def plan(self, settings: Settings, load: str, attempt: int, runs: int, seed: int) -> Plan:
-        """What one experiment is to do."""
+    def plan(self, settings: Settings, load: str, attempt: int, runs: int, seed: int, test: str = "") -> Plan:
+        """What one experiment is to do.
+
+        Args:
+            test: node id of the test that asks.
+        """
         from pytest_llm_determinism.sampling import WINDOW, Plan
 
         most = {"solo": 1, "crowd": FEW}.get(load, settings.concurrency)
@@ -110,6 +128,7 @@ class Session:
             seed=seed,
             # Under fail_fast what is fetched beyond the run that decides is wasted.
             batch=concurrency if settings.fail_fast else WINDOW,
+            test=test,
             rules=self.rules(settings),
         )
 
@@ -130,6 +149,12 @@ class Session:
         shared = min(settings.concurrency, settings.neighbours) if load == "crowd" else settings.concurrency
         return self.company.admitted(load, shared)
 
+    def showing(self, look: Look) -> contextlib.AbstractContextManager[None]:
+        """Show how far a repetition is while it goes on."""
+        if self.ticker is None:
+            self.ticker = self.make_ticker()
+        return contextlib.nullcontext() if self.ticker is None else self.ticker.showing(look)
+
     def _not_before(self, settings: Settings) -> float:
         if settings.cache == "refresh":
             return self.started_at
@@ -138,7 +163,9 @@ class Session:
         return float(self.started_at - settings.cache_ttl)
 
     def close(self) -> list[str]:
-        """Close the store and the budget; what a person should be told about the store."""
+        """Close the store, the budget and the ticker; what a person should be told about the store."""
+        if self.ticker is not None:
+            self.ticker.close()
         if self.budget is not None:
             self.budget.close()
         if self._store is None:

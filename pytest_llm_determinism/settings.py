@@ -16,6 +16,8 @@ LOADS = ("solo", "burst", "crowd")
 CACHE_MODES = ("auto", "refresh", "replay", "off")
 COMPARISONS = ("exact", "stripped", "whitespace", "casefold", "json")
 REFERENCE = "reference"
+REPORT_FORMATS = {".json": "files", ".html": "html", ".md": "markdown", ".csv": "csv_file"}
+"""The formats of reports by the ending of a file's name, with the module of ``report`` that makes them."""
 
 _DURATION = r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -151,7 +153,7 @@ class Rate(float):
 
 
 class Override(dict[str, Any]):
-    """Values set in the body of every observed request, by dotted path."""
+    """Values set in the body of a request, by dotted path."""
 
     def pairs(self) -> list[str]:
         """``NAME=JSON``, as one writes it in a flag."""
@@ -218,12 +220,13 @@ def _one_of(words: tuple[str, ...]) -> Callable[[object], str]:
     def parse(given: object) -> str:
         if isinstance(given, str) and given.strip() in words:
             return given.strip()
-        raise ValueError(f"write one of {', '.join(words)}{_close(given, words)}")
+        raise ValueError(f"write one of {', '.join(words)}{did_you_mean(given, words)}")
 
     return parse
 
 
-def _close(given: object, words: Iterable[str]) -> str:
+def did_you_mean(given: object, words: Iterable[str]) -> str:
+    """`` (did you mean solo?)``, or nothing where no word is near."""
     import difflib
 
     near = difflib.get_close_matches(str(given), list(words), n=1)
@@ -247,7 +250,7 @@ def _load(given: object) -> tuple[str, ...]:
     loads = _words(given)
     for load in loads:
         if load not in LOADS:
-            raise ValueError(f"write one or several of {', '.join(LOADS)}{_close(load, LOADS)}")
+            raise ValueError(f"write one or several of {', '.join(LOADS)}{did_you_mean(load, LOADS)}")
     if len(set(loads)) != len(loads):
         raise ValueError("name each load once")
     return tuple(loads)
@@ -301,6 +304,18 @@ def _rate(given: object) -> Rate:
 
 def _override(given: object) -> Override:
     rule = 'write NAME=JSON, such as temperature=0, seed=7 or model=gpt-4o (in a marker also a dict: {"seed": 7})'
+    made = json_pairs(given, rule)
+    if "stream" in made:
+        raise ValueError("stream cannot be overridden: the application reads what it asked for")
+    return made
+
+
+def json_pairs(given: object, rule: str) -> Override:
+    """Values of a request by dotted path, of ``NAME=JSON`` texts or of a mapping; what is no JSON is a text.
+
+    Raises:
+        ValueError: one of them is wrong, or there is none; says which is given twice, else the rule.
+    """
     if isinstance(given, Mapping):
         pairs = list(given.items())
     else:
@@ -312,8 +327,6 @@ def _override(given: object) -> Override:
     for name, value in pairs:
         if not isinstance(name, str) or not re.fullmatch(r"[^\s.=]+(\.[^\s.=]+)*", name):
             raise ValueError(rule)
-        if name == "stream":
-            raise ValueError("stream cannot be overridden: the application reads what it asked for")
         if name in made:
             raise ValueError(f"{name} is given twice")
         made[name] = _plain_json(value, rule)
@@ -368,11 +381,19 @@ def _directory(given: object) -> str:
     raise ValueError("write the path of a directory")
 
 
+def _file(given: object) -> str:
+    if isinstance(given, (str, os.PathLike)) and str(given).strip():
+        return str(given).strip()
+    raise ValueError("write the path of a JSON report, or none")
+
+
 def _report(given: object) -> tuple[str, ...]:
     paths = _words(given)
     for path in paths:
-        if not path.endswith(".json"):
-            raise ValueError("write a file name that ends in .json, the only report format of this version")
+        if os.path.splitext(path)[1] not in REPORT_FORMATS:
+            raise ValueError(f"write a file name that ends in {', '.join(REPORT_FORMATS)}")
+    if len(set(paths)) != len(paths):
+        raise ValueError("name each file once")
     return tuple(paths)
 
 
@@ -556,13 +577,31 @@ TABLE: dict[str, Setting] = {
             number=True,
         ),
         Setting(
+            "max_cost",
+            None,
+            _or_none(_number("write an amount in USD above 0, such as 0.50, or none", lambda x: 0 < x < float("inf"))),
+            "USD",
+            "money, by public list prices, that the live calls of the session may cost; tests that need more end"
+            " inconclusive (needs the extra cost)",
+            marker=False,
+            number=True,
+        ),
+        Setting(
             "report",
             None,
             _or_none(_report),
             "FILE",
-            "write a report to this file (.json); may be given several times",
+            f"write a report to this file ({', '.join(REPORT_FORMATS)}); may be given several times",
             marker=False,
             several=True,
+        ),
+        Setting(
+            "baseline",
+            None,
+            _or_none(_file),
+            "FILE",
+            "an earlier JSON report to compare with: tests whose answers are others now end drifted",
+            marker=False,
         ),
     )
 }

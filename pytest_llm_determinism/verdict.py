@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pytest_llm_determinism.analysis.chance import p_in_words
+from pytest_llm_determinism.analysis.drift import RATE
+from pytest_llm_determinism.analysis.excerpt import excerpt
 from pytest_llm_determinism.analysis.groups import MissingCall, Outcome, runs_in_words
 from pytest_llm_determinism.analysis.statistics import agreement, agreement_lower, percent, runs_needed
-from pytest_llm_determinism.results import Experiment
+from pytest_llm_determinism.results import Drift, Experiment, Shift
 from pytest_llm_determinism.settings import Settings
 
 TEMPERATURE_ADVICE = (
@@ -18,7 +21,11 @@ TEMPERATURE_ADVICE = (
 PASSED = "passed"
 NONDETERMINISTIC = "nondeterministic"
 INCONCLUSIVE = "inconclusive"
-VERDICTS = (PASSED, NONDETERMINISTIC, INCONCLUSIVE)
+DRIFTED = "drifted"
+VERDICTS = (PASSED, NONDETERMINISTIC, INCONCLUSIVE, DRIFTED)
+
+RENEW = "llm-determinism report baseline REPORT.json -o BASELINE.json"
+"""How to make a baseline of a session's report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,74 @@ def judge(settings: Settings, evidence: Evidence) -> Verdict:
             _advice(settings, evidence),
         )
     return _no_verdict(settings, evidence) or _too_little_agreement(settings, evidence, shape) or Verdict(PASSED, shape)
+
+
+def against_baseline(settings: Settings, verdict: Verdict, drift: Drift, compared: int) -> Verdict:
+    """The verdict once the answers of a test that passes were held against those of the baseline.
+
+    Drift is told at once where nothing that other tests show can change that: the one stable answer is another, or the
+    chance is so small that it stands out whatever the chances of the others are. `Baseline.settled` finds the rest.
+
+    Args:
+        compared: tests of the session that the baseline has, at least.
+    """
+    if verdict.verdict != PASSED:
+        return verdict
+    quoted = settings.quote("baseline")
+    if drift.refused is not None:
+        return Verdict(
+            INCONCLUSIVE,
+            f"{verdict.reason}, but {drift.refused}",
+            quoted,
+            f"if it is meant, renew the baseline: {RENEW}",
+        )
+    if drift.replaced or (drift.chance is not None and drift.chance <= RATE / compared):
+        return drifted(verdict.reason, drift, quoted)
+    return verdict
+
+
+def drifted(shape: str, drift: Drift, quoted: str, of: int | None = None) -> Verdict:
+    """The verdict on a test whose answers are other ones than those of the baseline.
+
+    Args:
+        shape: the answers in short, such as ``1 unique of 30``.
+        quoted: the setting that named the baseline.
+        of: number of tests that were compared, where only all of them together show it.
+    """
+    worst = min(drift.shifts, key=lambda shift: (not shift.replaced, shift.chance))
+    where = f" under {worst.load}" if len(drift.shifts) > 1 else ""
+    if worst.replaced:
+        then = next(answer for answer in worst.answers if answer.before)
+        now = next(answer for answer in worst.answers if answer.after)
+        changed = f"another than in the baseline{where}: {_became(then.output, now.output)}"
+    else:
+        together = "" if of is None else f", which stands out among {of} tests"
+        changed = (
+            f"distributed otherwise than in the baseline{where}: {_beside(worst)}"
+            f" ({p_in_words(drift.chance or 0.0)}{together})"
+        )
+    return Verdict(
+        DRIFTED,
+        f"{shape}, {changed}",
+        quoted,
+        f"look at what became of the answers; if the new ones are right, renew the baseline: {RENEW}",
+    )
+
+
+def _became(then: str, now: str) -> str:
+    """``“refund” became “replacement”``, about the place where they part."""
+    parted = next((place for place, (one, other) in enumerate(zip(then, now, strict=False)) if one != other), 0)
+    if then == now:
+        return f"what begins with “{excerpt(then, width=24)}” goes on in another way"
+    return f"“{excerpt(then, parted, width=24)}” became “{excerpt(now, parted, width=24)}”"
+
+
+def _beside(shift: Shift) -> str:
+    """``30/0 then, 21/9 now``."""
+    shown = shift.answers[:6]
+    more = "/…" if shift.more or len(shift.answers) > 6 else ""
+    then, now = ("/".join(map(str, counts)) for counts in zip(*((a.before, a.after) for a in shown), strict=True))
+    return f"{then}{more} then, {now}{more} now"
 
 
 def in_short(counts: Sequence[int]) -> str:

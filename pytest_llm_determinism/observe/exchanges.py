@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pytest_llm_determinism import neighbours
 from pytest_llm_determinism.observe import active, unseen
-from pytest_llm_determinism.observe.secrets import credentials, hidden, hidden_bytes
+from pytest_llm_determinism.observe.secrets import credentials, hidden, hidden_bytes, without_credentials
 from pytest_llm_determinism.sampling import Ask, Received, named
 from pytest_llm_determinism.shapes import may_be_model_call
 from pytest_llm_determinism.shapes.framing import AMAZON, is_lines, is_sse
@@ -84,6 +84,7 @@ def exchange(ask: Ask, headers: Headers, url: str) -> Iterator[None]:
     """One exchange from its start to its answer or failure; headers and URL are the request's."""
     outer = _outer.set(ask.recognised)
     ask.in_words = lambda error: hidden(_with_host(error, url), credentials(headers, url))
+    ask.to_keep = lambda request: without_credentials(request, credentials(headers, url))
     try:
         yield
     except Exception as error:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Sequence
 
+from pytest_llm_determinism.analysis.chance import p_in_words
 from pytest_llm_determinism.analysis.excerpt import excerpt
 from pytest_llm_determinism.analysis.findings import Finding
 from pytest_llm_determinism.analysis.groups import runs_in_words
 from pytest_llm_determinism.analysis.statistics import percent, power_in_words
 from pytest_llm_determinism.report.tree import draw, which_runs
-from pytest_llm_determinism.results import Experiment, TestResult
+from pytest_llm_determinism.results import Drift, Experiment, TestResult
 
 SHOWN_GROUPS = 6
 SHOWN_ERRORS = 6
+SHOWN_TESTS = 5
+LONG_REASON = 80
 
 
 def explain(result: TestResult, now: datetime.datetime) -> str:
@@ -25,6 +29,8 @@ def explain(result: TestResult, now: datetime.datetime) -> str:
         # What several experiments share, such as that they differ, is told once.
         lines.extend(f"  {finding.code}: {finding.message}" for finding in experiment.findings if finding not in told)
         told.update(experiment.findings)
+    if result.drift is not None:
+        lines.extend(_drift(result.drift))
     lines.extend(("", f"verdict     {result.verdict}"))
     if overridden(result):
         lines.append(f"override    {overridden(result)}")
@@ -33,6 +39,68 @@ def explain(result: TestResult, now: datetime.datetime) -> str:
     if result.advice:
         lines.append(f"try next    {result.advice}")
     return "\n".join(map(printable, lines))
+
+
+def _drift(drift: Drift) -> list[str]:
+    """The answers then and now, under each load."""
+    if drift.refused is not None:
+        return ["", f"beside the baseline: {drift.refused}"]
+    lines: list[str] = []
+    for shift in drift.shifts:
+        width = max(len("then"), *(len(str(max(answer.before, answer.after))) for answer in shift.answers))
+        lines.extend(("", f"beside the baseline, under {shift.load}: {p_in_words(shift.chance)}"))
+        lines.append(f"  {'then':>{width}}  {'now':>{width}}")
+        lines.extend(
+            f"  {answer.before:>{width}}  {answer.after:>{width}}  “{excerpt(answer.output)}”"
+            for answer in shift.answers[:SHOWN_GROUPS]
+        )
+        more = shift.more + len(shift.answers[SHOWN_GROUPS:])
+        if more:
+            lines.append(f"  … and {more} more answer{'' if more == 1 else 's'}")
+    return [*lines, *(f"  {change}" for change in drift.backend)]
+
+
+def against_baseline(
+    quoted: str, results: Sequence[TestResult], found: Sequence[str], missing: Sequence[str]
+) -> list[str]:
+    """What the summary says of all tests beside the baseline.
+
+    Args:
+        quoted: the setting that named it.
+        found: tests that passed, and which only all of them together show to have drifted.
+        missing: tests of the baseline that were not run.
+    """
+    held = [result for result in results if result.drift is not None and result.drift.refused is None]
+    number = sum(result.verdict == "drifted" for result in held)
+    lines = [f"{quoted}: {len(held)} test{'' if len(held) == 1 else 's'} compared, {number} drifted"]
+    if found:
+        one = len(found) == 1
+        lines.append(
+            f"  only all tests together show {'one' if one else 'some'} of them, which pytest counted as passed;"
+            f" for {'it' if one else 'them'} the session fails: {_some(found)}"
+        )
+    replayed = sum(_is_replay(result) for result in held)
+    if replayed:
+        lines.append(
+            f"  {replayed} of them had all answers from the store: a replay is no new evidence of the model as it is"
+            " now (cache=refresh asks it)"
+        )
+    new = [result.nodeid for result in results if result.drift is None]
+    if new:
+        lines.append(f"  not in the baseline: {_some(new)}")
+    if missing:
+        lines.append(f"  in the baseline and not in this session: {_some(missing)}")
+    return list(map(printable, lines))
+
+
+def _is_replay(result: TestResult) -> bool:
+    calls = [experiment.calls for experiment in result.experiments]
+    return any(call.cached for call in calls) and not any(call.live for call in calls)
+
+
+def _some(nodeids: Sequence[str]) -> str:
+    more = f" and {len(nodeids) - SHOWN_TESTS} more" if len(nodeids) > SHOWN_TESTS else ""
+    return ", ".join(sorted(nodeids)[:SHOWN_TESTS]) + more
 
 
 def printable(line: str) -> str:
@@ -52,7 +120,8 @@ def _experiment(experiment: Experiment, now: datetime.datetime) -> list[str]:
     else:
         lines.extend(f"  {line}" for line in draw(experiment.divergence, experiment.groups))
     lines.extend(_errors(experiment))
-    lines.append(f"  {calls([experiment], now)}; seed {experiment.seed}")
+    price = f"; {cost([experiment])}" if experiment.cost and (experiment.cost.live or experiment.cost.saved) else ""
+    lines.append(f"  {calls([experiment], now)}{price}; seed {experiment.seed}")
     return lines
 
 
@@ -139,6 +208,52 @@ def calls(experiments: Sequence[Experiment], now: datetime.datetime) -> str:
     return text if live or not cached else f"{text}: a replay is no new evidence"
 
 
+def cost(experiments: Sequence[Experiment]) -> str:
+    """``spent about 0.0123 USD live, 0.45 USD saved by the store``, over all these experiments; says where the cost is
+    not known."""
+    known = [found.cost for found in experiments if found.cost is not None]
+    parts = []
+    for currency in dict.fromkeys(spent.currency for spent in known):
+        live, saved = (
+            sum(amounts)
+            for amounts in zip(*((one.live, one.saved) for one in known if one.currency == currency), strict=True)
+        )
+        kept = f"{money(saved)} {currency} saved by the store"
+        if live:
+            parts.append(f"spent about {money(live)} {currency} live" + (f", {kept}" if saved else ""))
+        else:
+            parts.append(f"about {kept}" if saved else "spent nothing")
+    if len(known) < len(experiments):
+        parts.append("no price known for the rest" if known else "no price known")
+    return "; ".join(parts)
+
+
+def money(amount: float) -> str:
+    """An amount to three digits, and at least to the hundredth: ``12.35``, ``0.0123``, ``0.00000123``."""
+    places = 2 if amount >= 1 or amount <= 0 else 2 - math.floor(math.log10(amount))
+    whole, _, rest = f"{amount:.{places}f}".partition(".")
+    return f"{whole}.{rest.rstrip('0'):0<2}"
+
+
+def spent(results: Sequence[TestResult]) -> list[str]:
+    """What the session cost and saved, and why that is not known where it is not; nothing where nobody asked."""
+    paid = [one for result in results for one in result.experiments if one.cost is not None]
+    reasons: dict[str, set[str]] = {}
+    for result in results:
+        for one in result.experiments:
+            if one.unpriced is not None:
+                reasons.setdefault(one.unpriced, set()).add(result.nodeid)
+    lines = []
+    if any(one.cost and (one.cost.live or one.cost.saved) for one in paid):
+        rest = ", without the tests whose cost is not known" if reasons else ""
+        lines.append(f"{cost(paid)} (estimated by public list prices{rest})")
+    for reason, tests in list(reasons.items())[:SHOWN_TESTS]:
+        lines.append(f"cost not known of {len(tests)} test{'' if len(tests) == 1 else 's'}: {reason}")
+    if len(reasons) > SHOWN_TESTS:
+        lines.append(f"cost not known for {len(reasons) - SHOWN_TESTS} more reasons")
+    return list(map(printable, lines))
+
+
 def age(moment: str, now: datetime.datetime) -> str:
     """The time since a moment in ISO 8601, in the largest whole unit."""
     seconds = max(0.0, (now - datetime.datetime.fromisoformat(moment)).total_seconds())
@@ -162,8 +277,9 @@ def worth(results: Sequence[TestResult]) -> list[str]:
 def table(results: Sequence[TestResult], now: datetime.datetime) -> list[str]:
     """The lines of the summary section, one a test: verdict, test, what was seen, how much that is worth, origin."""
     rows = [_row(result, now) for result in results]
-    # A reason that nothing follows, such as a long API error, makes no other line wider.
-    widths = [max((len(row[column]) for row in rows if column < 2 or row[3]), default=0) for column in range(3)]
+    # A reason that nothing follows, such as a long API error, makes no other line wider; nor does one that is long.
+    told = [row for row in rows if row[3] and len(row[2]) <= LONG_REASON]
+    widths = [max((len(row[column]) for row in (rows, rows, told)[column]), default=0) for column in range(3)]
     return [printable("  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip()) for row in rows]
 
 
@@ -177,5 +293,19 @@ def _row(result: TestResult, now: datetime.datetime) -> tuple[str, str, str, str
     override = (f"override {overridden(result)}",) if overridden(result) else ()
     raw = max(result.experiments, key=lambda experiment: experiment.unique_raw - experiment.unique)
     written = (f"{raw.unique_raw} unique as written",) if _as_written(raw) else ()
-    notes = "; ".join((f"under {loads}", *override, *written, bound(worst), calls(result.experiments, now), *codes))
+    beside = _beside_baseline(result)
+    notes = "; ".join(
+        (f"under {loads}", *override, *written, bound(worst), calls(result.experiments, now), *beside, *codes)
+    )
     return result.verdict, result.nodeid, reason, notes
+
+
+def _beside_baseline(result: TestResult) -> tuple[str, ...]:
+    """``as in the baseline``, or how likely chance alone makes what differs; and what the provider says of itself."""
+    drift = result.drift
+    if drift is None or drift.chance is None:
+        return ()
+    if result.verdict == "drifted":
+        return drift.backend
+    stable = all(len(shift.answers) == 1 for shift in drift.shifts)
+    return "as in the baseline" if stable else f"beside the baseline, {p_in_words(drift.chance)}", *drift.backend

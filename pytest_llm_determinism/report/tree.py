@@ -11,7 +11,17 @@ from pytest_llm_determinism.analysis.divergence import Branch, Divergence
 from pytest_llm_determinism.analysis.excerpt import beginning_and_end, columns, excerpt
 from pytest_llm_determinism.analysis.groups import Group, runs_in_words
 
-__all__ = ["SHOWN_BRANCHES", "SHOWN_LINES", "WIDTH", "draw", "which_runs"]
+__all__ = [
+    "SHOWN_BRANCHES",
+    "SHOWN_LINES",
+    "WIDTH",
+    "Drawing",
+    "branch_text",
+    "draw",
+    "leaves",
+    "shown_branches",
+    "which_runs",
+]
 
 SHOWN_LINES = 20
 """Lines of branches: with what stands around them, a screen."""
@@ -33,15 +43,17 @@ def draw(parted: Divergence, groups: Sequence[Group]) -> list[str]:
     A branch is a line: how many runs took it, how they went on, and then where they part again, or which group that is.
     What is left out is counted.
     """
-    return _Drawing(parted, groups).lines()
+    return Drawing(parted, groups).lines()
 
 
 def which_runs(group: Group) -> str:
-    """``  (runs 4, 11)``, if they are few."""
-    return "" if group.count > _NAMED_RUNS else f"  ({runs_in_words(group.runs)})"
+    """``  (runs 4, 11)``, if they are known and few."""
+    return "" if group.count > _NAMED_RUNS or not group.runs else f"  ({runs_in_words(group.runs)})"
 
 
-class _Drawing:
+class Drawing:
+    """The tree with the forks that are shown chosen."""
+
     def __init__(self, parted: Divergence, groups: Sequence[Group]) -> None:
         self._root = parted
         self._groups = groups
@@ -49,7 +61,7 @@ class _Drawing:
         self._open = self._chosen()
 
     def lines(self) -> list[str]:
-        lines = [f"they part {self._place(self._root, WIDTH - 12)}", *self._branches(self._root, "")]
+        lines = [f"they part {self.place(self._root, WIDTH - 12)}", *self._branches(self._root, "")]
         if self._root.follows:
             lines.append(f"that they differ at {_steps(self._root.follows)}, too, follows from it")
         closed = _forks(self._root) - len(self._open)
@@ -58,25 +70,29 @@ class _Drawing:
             lines.append(f"… and {forks}: see the JSON report (--determinism-report=FILE.json)")
         return lines
 
+    def is_open(self, fork: Divergence) -> bool:
+        """Whether the branches of this fork are shown."""
+        return id(fork) in self._open
+
     def _chosen(self) -> set[int]:
         """The forks whose branches are shown, by `id`."""
         chosen = {id(self._root)}
         room = SHOWN_LINES - self._height(self._root)
         order = count()
-        waiting = [(-branch.count, next(order), branch.then) for branch in _shown(self._root) if branch.then]
+        waiting = [(-branch.count, next(order), branch.then) for branch in shown_branches(self._root) if branch.then]
         heapq.heapify(waiting)
         while waiting:
             _, _, fork = heapq.heappop(waiting)
             if self._height(fork) <= room:
                 chosen.add(id(fork))
                 room -= self._height(fork)
-                for branch in _shown(fork):
+                for branch in shown_branches(fork):
                     if branch.then:
                         heapq.heappush(waiting, (-branch.count, next(order), branch.then))
         return chosen
 
     def _height(self, fork: Divergence) -> int:
-        shown = _shown(fork)
+        shown = shown_branches(fork)
         reasons = sum(bool(group.reasoning) for branch in shown for group in self._alone(branch))
         return len(shown) + reasons + (len(shown) < len(fork.branches))
 
@@ -85,7 +101,7 @@ class _Drawing:
         return (self._groups[branch.groups[0]],) if len(branch.groups) == 1 else ()
 
     def _branches(self, fork: Divergence, indent: str) -> list[str]:
-        shown = _shown(fork)
+        shown = shown_branches(fork)
         rest = fork.branches[len(shown) :]
         digits = len(str(shown[0].count))
         lines = []
@@ -95,13 +111,13 @@ class _Drawing:
             inner = f"{indent}{'  ' if last else '│ '} "
             end = self._end(fork, branch)
             room = max(_LEAST_TEXT, WIDTH - 2 - columns(start) - columns(end))
-            lines.append(start + _text(fork, branch, room) + end)
+            lines.append(start + branch_text(fork, branch, room) + end)
             lines.extend(
                 f"{inner}{'':{digits}}   reasoning: “{excerpt(group.reasoning, width=max(_LEAST_TEXT, room - 11))}”"
                 for group in self._alone(branch)
                 if group.reasoning
             )
-            if branch.then and id(branch.then) in self._open:
+            if branch.then and self.is_open(branch.then):
                 lines.extend(self._branches(branch.then, inner))
         if rest:
             runs = sum(branch.count for branch in rest)
@@ -113,11 +129,11 @@ class _Drawing:
         if branch.then is None:
             alone = self._alone(branch)
             return which_runs(alone[0]) if alone else f"  ({len(branch.groups)} groups)" if branch.groups else ""
-        if id(branch.then) not in self._open:
-            return f"  ({_leaves(branch.then)} groups)"
-        return f", then {self._place(branch.then, _LONGEST_PATH, fork)}".rstrip() + ":"
+        if not self.is_open(branch.then):
+            return f"  ({leaves(branch.then)} groups)"
+        return f", then {self.place(branch.then, _LONGEST_PATH, fork)}".rstrip() + ":"
 
-    def _place(self, fork: Divergence, width: int, before: Divergence | None = None) -> str:
+    def place(self, fork: Divergence, width: int, before: Divergence | None = None) -> str:
         """Where a fork is: ``at step 2, after 4 words, “…”``.
 
         Args:
@@ -144,12 +160,12 @@ class _Drawing:
         return ", ".join(places)
 
 
-def _shown(fork: Divergence) -> Sequence[Branch]:
+def shown_branches(fork: Divergence) -> Sequence[Branch]:
     """The branches that are shown: some are left out only if that takes less room than they would."""
     return fork.branches if len(fork.branches) <= SHOWN_BRANCHES + 1 else fork.branches[:SHOWN_BRANCHES]
 
 
-def _text(fork: Divergence, branch: Branch, width: int) -> str:
+def branch_text(fork: Divergence, branch: Branch, width: int) -> str:
     """How a branch goes on, in one line."""
     if branch.missing:
         return "(no such step)" if fork.path is None else "(not there)"
@@ -192,6 +208,6 @@ def _forks(fork: Divergence) -> int:
     return 1 + sum(_forks(branch.then) for branch in fork.branches if branch.then)
 
 
-def _leaves(fork: Divergence) -> int:
+def leaves(fork: Divergence) -> int:
     """The groups in all branches."""
-    return sum(_leaves(branch.then) if branch.then else len(branch.groups) for branch in fork.branches)
+    return sum(leaves(branch.then) if branch.then else len(branch.groups) for branch in fork.branches)
