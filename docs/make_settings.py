@@ -23,8 +23,8 @@ with any version. A switch given as a flag without a value (`--determinism-fail-
 to each step's answer; a callable gets the run's whole output, a `str` with the answers as `.parts`, and returns what outputs
 are compared by. `json` compares what is not JSON exactly, and says so.
 
-Relative paths: `cache_dir` is relative to rootdir, `report` to the directory pytest was started in as a flag, and to
-rootdir in an ini file.
+Relative paths: `cache_dir` is relative to rootdir, `report` and `baseline` to the directory pytest was started in as flags,
+and to rootdir in an ini file.
 """
 
 

@@ -13,9 +13,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from reports import check_written
 from scripted import Script, ScriptedServer
 
 pytest_plugins = ["pytester"]
+
+# On GitHub the processes that tests start would write what they find into the summary of the step that runs the tests.
+for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+    os.environ.pop(_name, None)
 
 # hypothesis's plugin imports all of hypothesis in each of these processes, and none of their tests uses it.
 QUIET = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
@@ -59,7 +64,7 @@ class Project:
         before = {name: os.environ.pop(name, None) for name in names}
         os.environ.update(environment)
         try:
-            return self.pytester.runpytest_subprocess(
+            result = self.pytester.runpytest_subprocess(
                 *QUIET, "-o", f"faulthandler_timeout={LIMIT // 2}", *arguments, timeout=LIMIT
             )
         except pytest.Pytester.TimeoutExpired:
@@ -71,6 +76,8 @@ class Project:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+        check_written("--determinism-report", arguments, self.path)
+        return result
 
     def report(self, *arguments: str, url: str | None = None) -> dict[str, Any]:
         """Run pytest and give the JSON report, as ``{"exit": …, "tests": {name: …}, "whole": …}``."""

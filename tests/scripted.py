@@ -52,6 +52,7 @@ class Reply:
     finish_reason: str | None = None
     fingerprint: str | None = "fp-1"
     model: str | None = None
+    usage: dict[str, Any] | None = None
 
 
 Script = Callable[[Call], "str | Reply"]
@@ -73,13 +74,15 @@ def together(script: Script | str, count: int, first: int = 1) -> Script:
 
 
 class ScriptedServer:
-    """Attributes: `calls`, everything that was asked; `peak`, the most requests in flight at once."""
+    """Attributes: `calls`, everything that was asked; `peak`, the most requests in flight at once; `listing`, status
+    and content of what a GET is answered."""
 
     def __init__(self, script: Script, latency: float = 0.0) -> None:
         self.script = script
         self.latency = latency
         self.calls: list[Call] = []
         self.peak = 0
+        self.listing: tuple[int, Any] = (404, {"error": {"message": "not found"}})
         self._in_flight = 0
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -137,6 +140,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def do_GET(self) -> None:
+        status, listing = self.owner.listing
+        content = json.dumps(listing).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         path = self.path.partition("?")[0]
@@ -172,7 +184,7 @@ _ids = itertools.count()
 def _content(path: str, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
     number = next(_ids)
     common = {"created": 1700000000 + number, "model": reply.model or body.get("model", "m")}
-    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    usage = reply.usage or {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     calls = [
         {"id": f"call-{number}-{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
         for index, (name, arguments) in enumerate(reply.tool_calls)
@@ -203,7 +215,7 @@ def _content(path: str, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
         "model": common["model"],
         "status": "completed",
         "output": [item],
-        "usage": {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10},
+        "usage": reply.usage or {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10},
         "parallel_tool_calls": True,
         "tool_choice": "auto",
         "tools": [],

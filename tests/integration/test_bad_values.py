@@ -199,11 +199,12 @@ BAD_FLAGS = {
     "rate=fast": "rate=fast (from --determinism-rate): write calls per time, such as 2/s, 50/min or 1000/h, or none",
     "rate=0/s": "rate=0/s (from --determinism-rate): write calls per time, such as 2/s, 50/min or 1000/h, or none",
     "max-calls=many": "max_calls=many (from --determinism-max-calls): write 0 or more, or none",
+    "max-cost=0": "max_cost=0 (from --determinism-max-cost): write an amount in USD above 0, such as 0.50, or none",
+    "max-cost=nan": "max_cost=nan (from --determinism-max-cost): write an amount in USD above 0, such as 0.50, or none",
     "override=seed": f"override=seed (from --determinism-override): {OVERRIDE}",
     "ignore=prompt": (f"ignore=prompt (from --determinism-ignore): prompt is the question itself; {IGNORE}"),
     "report=report.pdf": (
-        "report=report.pdf (from --determinism-report): write a file name that ends in .json, the only report"
-        " format of this version"
+        "report=report.pdf (from --determinism-report): write a file name that ends in .json, .html, .md, .csv"
     ),
 }
 
@@ -257,5 +258,5 @@ def test_a_report_that_cannot_be_written_is_a_usage_error_before_any_call(projec
     for path in ("taken.json", "file/report.json"):
         result = project.pytest(f"--determinism-report={path}", url=model.url)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        result.stderr.fnmatch_lines([f"ERROR: report=*{path}: cannot be written: *"])
+        result.stderr.fnmatch_lines([f"ERROR: report=*{path} (from *): cannot be written: *"])
     assert model.calls == []

@@ -539,7 +539,9 @@ def test_an_argument_is_wrong_usage(machine: Machine) -> None:
     code, printed = machine.selfcheck("everything")
 
     assert code == 2
-    assert printed[-1] == "llm-determinism: error: unrecognized arguments: everything"
+    assert printed[-1] == (
+        "llm-determinism selfcheck: 'everything' is more than is wanted; see llm-determinism selfcheck --help"
+    )
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["from the terminal", "to the command alone"])

@@ -106,7 +106,9 @@ def test_the_report_has_every_setting_of_the_table(project: Project) -> None:
         "cache_dir": (".pytest_llm_determinism", "default"),
         "cache_ttl": ("1d", "default"),
         "max_calls": (None, "default"),
+        "max_cost": (None, "default"),
         "report": (["report.json"], "cli"),
+        "baseline": (None, "default"),
     }
 
 
@@ -277,9 +279,9 @@ def test_markers_and_fixtures_explain_themselves(project: Project) -> None:
     fixtures = project.pytest("--fixtures").stdout.str()
 
     assert (
-        "@pytest.mark.deterministic(runs=30, attempts=1, max_unique=1, min_agreement=none, confidence=none,"
-        " max_errors=0, compare=exact, load=burst, concurrency=8, neighbours=8, fail_fast=off,"
-        " override=none, ignore=none): run the"
+        "@pytest.mark.deterministic(runs=30, attempts=1, max_unique=1, min_agreement=None, confidence=None,"
+        " max_errors=0, compare='exact', load='burst', concurrency=8, neighbours=8, fail_fast=False,"
+        " override=None, ignore=None): run the"
         " test body several times"
     ) in markers
     assert 'Ask a model: llm("prompt") or llm(messages)' in fixtures

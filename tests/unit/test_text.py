@@ -12,8 +12,8 @@ from pytest_llm_determinism.analysis.excerpt import columns
 from pytest_llm_determinism.analysis.findings import Finding
 from pytest_llm_determinism.analysis.groups import outcomes
 from pytest_llm_determinism.experiment import experiment
-from pytest_llm_determinism.report.text import age, explain, table, worth
-from pytest_llm_determinism.results import CallCount, TestResult
+from pytest_llm_determinism.report.text import age, cost, explain, spent, table, worth
+from pytest_llm_determinism.results import CallCount, Cost, TestResult
 from pytest_llm_determinism.runs import Exchange, Run
 
 NOW = datetime.datetime(2026, 1, 2, 12, 0, tzinfo=datetime.UTC)
@@ -470,3 +470,52 @@ def test_what_a_pass_is_worth_is_told_of_the_fewest_runs_that_passed():
         " 100 takes 299 runs"
     )
     assert worth([failed]) == []
+
+
+# Money
+
+
+def paid(live, saved=0.0, currency="USD"):
+    return replace(made("yes"), cost=Cost(live, saved, currency))
+
+
+def unpriced(reason):
+    return replace(made("yes"), unpriced=reason)
+
+
+@pytest.mark.parametrize(
+    ("experiments", "text"),
+    [
+        ([paid(0.01), paid(0.0023)], "spent about 0.0123 USD live"),
+        ([paid(0.0123, 0.45)], "spent about 0.0123 USD live, 0.45 USD saved by the store"),
+        ([paid(0.0, 0.45)], "about 0.45 USD saved by the store"),
+        ([paid(0.0)], "spent nothing"),
+        (
+            [paid(1.0), paid(2.0, 4.0, "EUR")],
+            "spent about 1.00 USD live; spent about 2.00 EUR live, 4.00 EUR saved by the store",
+        ),
+        ([paid(1.0), made("yes")], "spent about 1.00 USD live; no price known for the rest"),
+        ([made("yes")], "no price known"),
+    ],
+)
+def test_what_experiments_cost(experiments, text):
+    assert cost(experiments) == text
+
+
+def test_a_session_says_what_it_cost_and_of_which_tests_that_is_not_known():
+    one, other = result(paid(0.5), unpriced("no price is known for m\x1b[2J")), result(unpriced("why not"))
+    assert spent([one, replace(other, nodeid="test_it.py::other"), other]) == [
+        "spent about 0.50 USD live (estimated by public list prices, without the tests whose cost is not known)",
+        "cost not known of 1 test: no price is known for m\\x1b[2J",
+        "cost not known of 2 tests: why not",
+    ]
+    assert spent([result(*(unpriced(f"reason {number}") for number in range(7)))]) == [
+        *(f"cost not known of 1 test: reason {number}" for number in range(5)),
+        "cost not known for 2 more reasons",
+    ]
+
+
+def test_nobody_is_told_of_money_that_was_not_asked_for_or_not_spent():
+    assert spent([result(made("yes")), result(paid(0.0))]) == []
+    assert body(paid(0.0)) == body(made("yes"))
+    assert body(paid(0.0123))[-1] == "  1 call live; spent about 0.0123 USD live; seed 7"
