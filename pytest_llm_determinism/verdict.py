@@ -288,13 +288,20 @@ def _too_little_agreement(settings: Settings, evidence: Evidence, shape: str) ->
         verdict,
         f"{shape}, agreement at least {percent(bound)} at {percent(settings.confidence)}, min_agreement={wanted}",
         f"{settings.quote('min_agreement')} with {settings.quote('confidence')}",
-        _more_runs(wanted, settings.confidence) if verdict == INCONCLUSIVE else _advice(settings, evidence),
+        _more_runs(wanted, settings.confidence, evidence.experiments)
+        if verdict == INCONCLUSIVE
+        else _advice(settings, evidence),
     )
 
 
-def _more_runs(wanted: float, confidence: float) -> str:
+def _more_runs(wanted: float, confidence: float, experiments: Sequence[Experiment]) -> str:
+    """Settings that can never show the claim are refused before any call: it is errors that left too few runs."""
     needed = runs_needed(wanted, confidence)
-    return f"{needed} runs that all agree and end in no error show it: runs={needed}"
+    errors = max((found.errors for found in experiments), default=0)
+    return (
+        f"{needed} runs that all agree and end in no error show it: rerun, which asks again for the runs that ended in"
+        f" one, or set runs={needed + errors}"
+    )
 
 
 def _advice(settings: Settings, evidence: Evidence) -> str:

@@ -216,12 +216,16 @@ def test_a_bound_that_is_too_low():
 
 
 def test_a_bound_that_is_too_low_for_want_of_runs():
-    found = judge(settings(min_agreement=0.9, confidence=0.95), evidence(experiment(20)))
+    found = judge(
+        settings(min_agreement=0.9, confidence=0.95, max_errors=2),
+        evidence(experiment(28, errors=[("HTTP 500: ", [3, 4])])),
+    )
     assert found == Verdict(
         "inconclusive",
-        "1 unique of 20, agreement at least 85.4 % at 95.0 %, min_agreement=0.9",
+        "1 unique of 28, agreement at least 89.5 % at 95.0 %, min_agreement=0.9",
         "min_agreement=0.9 (@pytest.mark.deterministic) with confidence=0.95 (@pytest.mark.deterministic)",
-        "30 runs that all agree and end in no error show it: runs=30",
+        "30 runs that all agree and end in no error show it: rerun, which asks again for the runs that ended in one, or"
+        " set runs=32",
     )
 
 
