@@ -18,7 +18,7 @@ from test_text import made, result
 from pytest_llm_determinism.analysis.findings import Finding
 from pytest_llm_determinism.report.files import write
 from pytest_llm_determinism.report.html import SHOWN_GROUPS, render
-from pytest_llm_determinism.report.html.letters import Cell, fitted, in_order, letter, sequence
+from pytest_llm_determinism.report.html.letters import Cell, Turn, fitted, in_order, letter, sequence
 from pytest_llm_determinism.report.html.picture import picture
 from pytest_llm_determinism.report.html.visible import cut_visible, visible
 from pytest_llm_determinism.report.html.words import COMPARED, READ, difference
@@ -337,16 +337,25 @@ def test_groups_have_the_letters_of_spreadsheets_and_eight_have_a_colour_of_thei
 
 def test_runs_in_order_with_errors_and_those_that_were_not_made():
     found = replace(made("a", "b", OSError("down"), "a"), runs=6)
-    cells = in_order(found, [letter(0), letter(1)])
-    assert "".join(cell.name for cell in cells) == "AB!A··"
-    assert sequence(cells) == "A, B, error, A, not made ×2"
+    turns = in_order(found, [letter(0), letter(1)])
+    assert "".join(cell.name for cell in fitted(turns)[1]) == "AB!A··"
+    assert sequence(turns) == "A, B, error, A, not made ×2"
 
 
 def test_many_runs_share_cells_and_the_few_among_them_are_not_lost():
     a, b = Cell("A", "g0"), Cell("B", "g1")
-    assert fitted([a] * 300) == (1, [a] * 300)
-    each, cells = fitted([a] * 899 + [b])
+    assert fitted([Turn(a, 300)]) == (1, [a] * 300)
+    each, cells = fitted([Turn(a, 899), Turn(b, 1)])
     assert (each, len(cells), cells[0], cells[-1]) == (3, 300, a, Cell("A+", "g0"))
+    assert fitted([Turn(a, 301)]) == (2, [a] * 151)
+
+
+def test_a_report_may_claim_any_number_of_runs():
+    turns = in_order(replace(made("a", "b"), runs=2**40, completed=2**39), [letter(0), letter(1)])
+    assert sequence(turns) == "A, B, no output ×549755813886, not made ×549755813888"
+    each, cells = fitted(turns)
+    assert (each, len(cells)) == (3665038760, 300)
+    assert [cells[place].name for place in (0, 100, 200, 299)] == ["–+", "–", "·", "·"]
 
 
 # Pictures and bounds

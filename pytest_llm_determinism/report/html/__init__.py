@@ -404,9 +404,9 @@ def _said(group: Group, largest: Group | None) -> Iterator[_Step]:
 
 
 def _strip(experiment: Experiment, letters: Sequence[Letter]) -> _Strip:
-    cells = in_order(experiment, letters)
-    each, shown_cells = fitted(cells)
-    return _Strip(experiment.title, shown_cells, each, sequence(cells))
+    turns = in_order(experiment, letters)
+    each, cells = fitted(turns)
+    return _Strip(experiment.title, cells, each, sequence(turns))
 
 
 def _tree(title: str, parted: Divergence, groups: Sequence[Group], letters: Sequence[Letter]) -> _Tree:

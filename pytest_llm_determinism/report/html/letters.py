@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from typing import NamedTuple
 
 from pytest_llm_determinism.analysis.groups import Group
 from pytest_llm_determinism.results import Experiment
@@ -34,6 +35,13 @@ class Cell:
     kind: str
 
 
+class Turn(NamedTuple):
+    """Runs in a row that are the same."""
+
+    cell: Cell
+    runs: int
+
+
 def letter(place: int) -> Letter:
     """Of the group at this place in order of size: A to Z, then AA."""
     name, rest = "", place + 1
@@ -48,42 +56,63 @@ def identity(group: Group) -> str:
     return group.form or group.sha256
 
 
-def in_order(experiment: Experiment, letters: Sequence[Letter]) -> list[Cell]:
-    """The runs of an experiment, each as its group's letter, as an error, without output, or not made."""
-    cells = [Cell(NOT_MADE, "unmade")] * experiment.runs
-    made = experiment.completed + experiment.errors
-    cells[:made] = [Cell(SILENT, "silent")] * made
-    for group, known in zip(experiment.groups, letters, strict=True):
-        _put(cells, group.runs, Cell(known.name, known.kind))
-    for failed in experiment.error_messages:
-        _put(cells, failed.runs, Cell(ERROR, "error"))
-    return cells
+def in_order(experiment: Experiment, letters: Sequence[Letter]) -> list[Turn]:
+    """The runs of an experiment, each as its group's letter, as an error, without output, or not made.
+
+    A report may claim any number of runs; what it lists alone takes time and space.
+    """
+    told = {
+        run: Cell(known.name, known.kind)
+        for group, known in zip(experiment.groups, letters, strict=True)
+        for run in group.runs
+    }
+    told |= {run: Cell(ERROR, "error") for failed in experiment.error_messages for run in failed.runs}
+    made = min(experiment.completed + experiment.errors, experiment.runs)
+    turns: list[Turn] = []
+    at = 0
+    for run in [*sorted(run for run in told if run < experiment.runs), experiment.runs]:
+        _add(turns, Cell(SILENT, "silent"), min(run, made) - at)
+        _add(turns, Cell(NOT_MADE, "unmade"), run - max(at, made))
+        if run in told:
+            _add(turns, told[run], 1)
+        at = run + 1
+    return turns
 
 
-def _put(cells: list[Cell], runs: Iterable[int], cell: Cell) -> None:
-    for run in runs:
-        if 0 <= run < len(cells):
-            cells[run] = cell
+def _add(turns: list[Turn], cell: Cell, count: int) -> None:
+    if count <= 0:
+        return
+    if turns and turns[-1].cell == cell:
+        count += turns.pop().runs
+    turns.append(Turn(cell, count))
 
 
-def sequence(cells: Sequence[Cell], most: int = 24) -> str:
-    """``A 12, B 1, A 17``: how often in a row; of many turns the first are told."""
-    turns = [(name, sum(1 for _ in same)) for name, same in groupby(cell.name for cell in cells)]
-    told = [f"{_SPOKEN.get(name, name)} ×{count}" if count > 1 else _SPOKEN.get(name, name) for name, count in turns]
-    return ", ".join(told[:most]) + (f", … ({len(told) - most} more turns)" if len(told) > most else "")
+def sequence(turns: Sequence[Turn], most: int = 24) -> str:
+    """``A ×12, B, A ×17``: how often in a row; of many turns the first are told."""
+    named = [(_SPOKEN.get(cell.name, cell.name), count) for cell, count in turns]
+    told = [f"{name} ×{count}" if count > 1 else name for name, count in named[:most]]
+    return ", ".join(told) + (f", … ({len(turns) - most} more turns)" if len(turns) > most else "")
 
 
 _SPOKEN = {ERROR: "error", SILENT: "no output", NOT_MADE: "not made"}
 
 
-def fitted(cells: Sequence[Cell]) -> tuple[int, list[Cell]]:
-    """As many cells as a strip has, and the number of runs in each."""
-    each = -(-len(cells) // CELLS)
-    return each, list(_by_majority(cells, each)) if each > 1 else list(cells)
+def fitted(turns: Sequence[Turn]) -> tuple[int, list[Cell]]:
+    """As many cells as a strip has, and the number of runs in each: one, or several that share a cell."""
+    each = max(1, -(-sum(turn.runs for turn in turns) // CELLS))
+    cells: list[Cell] = []
+    shared: Counter[Cell] = Counter()
+    for cell, count in turns:
+        while count:
+            some = min(count, each - shared.total())
+            shared[cell] += some
+            count -= some
+            if shared.total() == each:
+                cells.append(_majority(shared))
+                shared.clear()
+    return each, cells + ([_majority(shared)] if shared else [])
 
 
-def _by_majority(cells: Sequence[Cell], each: int) -> Iterator[Cell]:
-    for start in range(0, len(cells), each):
-        some = cells[start : start + each]
-        most = max(some, key=some.count)
-        yield most if some.count(most) == len(some) else Cell(f"{most.name}+", most.kind)
+def _majority(shared: Counter[Cell]) -> Cell:
+    [(most, _)] = shared.most_common(1)
+    return most if len(shared) == 1 else Cell(f"{most.name}+", most.kind)
