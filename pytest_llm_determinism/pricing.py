@@ -60,42 +60,10 @@ _AS_OPENAI = ("chat completions", "completions", "responses", "embeddings")
 """Families in which providers tell the usage as OpenAI does, unless they have a reader of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """An amount of money, by list prices."""
-
-    amount: float
-    currency: str
-
-
 @functools.cache
 def is_installed() -> bool:
     """Whether the extra ``cost`` is."""
     return importlib.util.find_spec("genai_prices") is not None
-
-
-def price(
-    model: str, base_url: str, input_tokens: int, output_tokens: int, cached_tokens: int | None = None
-) -> Price | None:
-    """What one call costs; None where no price is known, or the extra is not installed.
-
-    Args:
-        base_url: of the API, or the whole URL that is asked.
-        input_tokens: all of them, those from the provider's cache included.
-        output_tokens: all of them, reasoning included.
-        cached_tokens: of the input, those that the provider has in a cache of its own.
-
-    Raises:
-        ValueError: a count is negative, or more tokens are cached than there are.
-    """
-    found = _find(base_url, model, None) if is_installed() else ""
-    if isinstance(found, str):
-        return None
-    from genai_prices import Usage
-
-    counted = Usage(input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cached_tokens)
-    paid = found.costs(counted)
-    return None if paid is None else Price(float(paid), CURRENCY)
 
 
 def unpriced(charge: Charge) -> str | None:
@@ -147,30 +115,23 @@ class _Listed:
         if tier is None and charge.tier not in _LISTED_TIERS:
             return f"no price is known for {self.words} at the service tier “{excerpt(str(charge.tier), width=40)}”"
         try:
-            paid = self.costs(self._usage(charge), tier)
-            if paid is not None and paid > _DEAREST:
+            usage = self._usage(charge)
+            # The calculation, too, raises ValueError: where counts contradict each other.
+            found = self.model.calc_price(
+                usage,
+                self.provider,
+                genai_request_timestamp=datetime.datetime.now(datetime.UTC),
+                price_context=None if tier is None else {"service_tier": tier},
+            )
+            if found.total_price > _DEAREST:
                 raise ValueError(f"more than {_DEAREST} USD")
         except ValueError:
             streamed = " (OpenAI's streams tell it where stream_options.include_usage is set)"
             hint = streamed if charge.api in ("chat completions", "completions") and not charge.usage else ""
             return f"an answer of {self.words} told no usage that a price could be made of{hint}"
-        return f"no price is known for the output of {self.words}" if paid is None else paid
-
-    def costs(self, usage: Usage, tier: str | None = None) -> Decimal | None:
-        """
-        Returns:
-            None where the model's output has no price, as if it were free.
-
-        Raises:
-            ValueError: the counts contradict each other.
-        """
-        found = self.model.calc_price(
-            usage,
-            self.provider,
-            genai_request_timestamp=datetime.datetime.now(datetime.UTC),
-            price_context=None if tier is None else {"service_tier": tier},
-        )
-        return None if found.model_price.output_mtok is None and usage.output_tokens else found.total_price
+        if found.model_price.output_mtok is None and usage.output_tokens:
+            return f"no price is known for the output of {self.words}"
+        return found.total_price
 
     def _tiers(self) -> set[str | None]:
         # For a model that another provider lists, genai-prices passes over the tier.
