@@ -83,7 +83,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
 
     export = _below(below, "export", _export, "write samples into one file, for another machine")
-    export.add_argument("file", type=Path, metavar="FILE", help="file to write (gzip of JSON lines)")
+    export.add_argument("archive", type=Path, metavar="FILE", help="file to write (gzip of JSON lines)")
     _add_filters(export)
 
     into = _below(
@@ -94,7 +94,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "Take samples from a file that export wrote. A sample that is here already stays as it is; of a damaged file"
         " nothing is taken.",
     )
-    into.add_argument("file", type=Path, metavar="FILE", help="file to read")
+    into.add_argument("archive", type=Path, metavar="FILE", help="file to read")
     into.set_defaults(run=_import)
 
 
@@ -510,12 +510,12 @@ def _export(contents: Contents, options: argparse.Namespace) -> int:
     if not found.requests:
         return _wrong("export", f"no sample in {contents.directory} is of this kind; nothing was written")
     try:
-        with replacing(options.file) as file:
+        with replacing(options.archive) as file:
             left_out = write(file, _entries(contents, found, wanted))
-        size = options.file.stat().st_size
+        size = options.archive.stat().st_size
     except OSError as error:
-        return _wrong("export", f"{options.file} cannot be written: {error.strerror or error}")
-    _print(f"{_amount(found.samples, found.requests, found.size)} written to {options.file} ({_size(size)})")
+        return _wrong("export", f"{options.archive} cannot be written: {error.strerror or error}")
+    _print(f"{_amount(found.samples, found.requests, found.size)} written to {options.archive} ({_size(size)})")
     if left_out:
         _print(f"{_count(left_out, 'row')} of more than {_size(LONGEST_LINE)} left out")
     return 0
@@ -539,9 +539,9 @@ def _import(options: argparse.Namespace) -> int:
     try:
         return _imported(options)
     except BadFile as error:
-        return _wrong("import", f"{options.file}: {excerpt(str(error), width=200)}; nothing was imported")
+        return _wrong("import", f"{options.archive}: {excerpt(str(error), width=200)}; nothing was imported")
     except OSError as error:
-        return _wrong("import", f"{options.file} cannot be read: {error.strerror or error}")
+        return _wrong("import", f"{options.archive} cannot be read: {error.strerror or error}")
     except Refusal as error:
         return _wrong("import", f"the store in {options.cache_dir} cannot be written to: {error.__cause__}")
     except KeyboardInterrupt:
@@ -553,19 +553,19 @@ def _imported(options: argparse.Namespace) -> int:
     from pytest_llm_determinism.store import Sample, SampleStore, StoredRequest
     from pytest_llm_determinism.store.portable import read
 
-    if options.file.exists() and not options.file.is_file():
+    if options.archive.exists() and not options.archive.is_file():
         raise OSError("it is no file")
     samples = 0
     requests: set[str] = set()
     # All of it is read before the first row is written: of a damaged file nothing is taken.
-    for key, _ in read(options.file):
+    for key, _ in read(options.archive):
         if not isinstance(key, str):
             samples += 1
             requests.add(key.request)
     store = SampleStore(options.cache_dir)
     added = 0
     try:
-        for batch in _batches(read(options.file)):
+        for batch in _batches(read(options.archive)):
             added += store.add(
                 {str(key): value for key, value in batch if isinstance(value, Sample)},
                 {str(key): value for key, value in batch if isinstance(value, StoredRequest)},

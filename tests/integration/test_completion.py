@@ -39,6 +39,8 @@ COMPLETED = {
     "llm-determinism probe --report ": "folder/ a.json b.md",
     "llm-determinism probe --cache-dir ": "folder/",
     "llm-determinism plan --from ": "folder/ a.json",
+    "llm-determinism report render ": "--help --output -h -o folder/ a.json",
+    "llm-determinism cache import ": "--cache-dir --help -h folder/ a.json b.md c.txt",
     "llm-determinism plan --runs ": "",
 }
 
