@@ -25,24 +25,29 @@ def ticker(config: pytest.Config, shared: Path | None) -> Ticker:
     Args:
         shared: the folder of the workers' slips; None in a session without xdist, and in the controller of one.
     """
-    if config.option.verbose <= QUIET:
+    # Without pytest's own reporter there is neither a terminal to show it on nor the option.
+    if config.getoption("verbose", 0) <= QUIET:
         return Ticker(None)
     if shared is not None:
         return Ticker(Slip(shared / f"{os.getpid()}.json"))
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:
         return Ticker(None)
-    writer = reporter._tw
+    # No part of pytest's API says which file that is; where another pytest has no such name, nothing is shown.
+    writer: Any = config.get_terminal_writer()
+    file = getattr(writer, "_file", None)
+    if file is None:
+        return Ticker(None)
     with _uncaptured(config):
-        descriptor = _another(writer._file)
+        descriptor = _another(file)
     if descriptor is None:
         return Ticker(None)
     # What the test itself prints would come to stand in the row.
     prints = config.getoption("capture", "no") in ("no", "tee-sys")
     if prints or not (reporter.isatty and reporter.hasmarkup and _is_watched()):
-        return Ticker(Lines(descriptor, writer.flush, lambda: writer._current_line))
+        return Ticker(Lines(descriptor, writer.flush, lambda: getattr(writer, "_current_line", "")))
     made = Ticker(Row(descriptor, writer.flush))
-    writer._file = Guarded(writer._file, made)
+    writer._file = Guarded(file, made)
     return made
 
 
