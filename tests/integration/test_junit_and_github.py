@@ -99,6 +99,9 @@ def test_junit_files_have_properties_and_the_explanation_of_each_gated_test(proj
         "determinism_calls_live": "0",
         "determinism_calls_cached": "0",
         "determinism_neighbour_calls": "0",
+        "determinism_cost_live": "0.0",
+        "determinism_cost_saved": "0.0",
+        "determinism_cost_currency": "USD",
     }
     assert {name: properties(case).get("determinism_verdict") for name, case in found.items()} == {
         "test_parted": "nondeterministic",
