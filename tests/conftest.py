@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from forks import Forks
 from reports import check_written
 from scripted import Script, ScriptedServer
 
@@ -27,6 +29,17 @@ QUIET = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 LIMIT = 120
 """Seconds a session of such a project may last; half of it, and it says where its threads are."""
+
+
+forks = functools.cache(Forks)
+
+
+def _python() -> dict[str, str]:
+    """What an interpreter reads as it starts."""
+    return {name: value for name, value in os.environ.items() if name.startswith("PYTHON") and name != "PYTHONPATH"}
+
+
+PYTHON = _python()
 
 
 @pytest.fixture
@@ -44,11 +57,16 @@ def server() -> Iterator[Callable[..., ScriptedServer]]:
 
 
 class Project:
-    """A project with one test module, on which pytest runs in a process of its own."""
+    """A project with one test module, on which pytest runs in a process of its own.
+
+    Attributes:
+        fresh: whether that process also has an interpreter of its own, for tests of what is imported when.
+    """
 
     def __init__(self, pytester: pytest.Pytester) -> None:
         self.pytester = pytester
         self.path = pytester.path
+        self.fresh = False
 
     def write(self, test_module: str, **files: str) -> None:
         """Write ``test_it.py`` and other modules (``conftest=…``, ``app=…``)."""
@@ -63,6 +81,9 @@ class Project:
         names = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "CI", "BUILD_NUMBER")
         before = {name: os.environ.pop(name, None) for name in names}
         os.environ.update(environment)
+        own = self.pytester.popen
+        if hasattr(os, "fork") and not self.fresh and _python() == PYTHON:
+            self.pytester.popen = forks().popen  # type: ignore[method-assign,assignment]
         try:
             result = self.pytester.runpytest_subprocess(
                 *QUIET, "-o", f"faulthandler_timeout={LIMIT // 2}", *arguments, timeout=LIMIT
@@ -71,6 +92,7 @@ class Project:
             print((self.path / "stderr").read_text())
             raise
         finally:
+            self.pytester.popen = own  # type: ignore[method-assign]
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)

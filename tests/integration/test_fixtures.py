@@ -102,6 +102,7 @@ def test_an_unmarked_test_makes_one_call_ever_and_a_marked_one_a_call_for_each_r
 
 
 def test_with_every_sample_in_the_store_no_sdk_and_no_http_library_is_imported(project: Project, server) -> None:
+    project.fresh = True
     model = server("Paris.")
     project.write(
         """

@@ -36,6 +36,12 @@ def files(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()} - ours
 
 
+@pytest.fixture
+def project(project: Project) -> Project:
+    project.fresh = True
+    return project
+
+
 def test_a_suite_without_marked_tests_imports_and_leaves_nothing(project: Project) -> None:
     project.write("def test_it():\n    pass\n", conftest=TELLS)
     before = files(project.path)
