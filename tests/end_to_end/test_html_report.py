@@ -252,6 +252,8 @@ def test_a_test_has_an_address_of_its_own(visit) -> None:
     shown.page.evaluate("location.hash = '#test=tests/test_it.py::test_agent'")
     shown.page.wait_for_selector(".test[open] >> text=found a")
     # What a filter hides is shown to whom a link leads there.
+    typed = visit(fragment="#test=tests/test_it.py::test_loads[a b%26c%3Dd]")
+    assert typed.open_tests() == ["test_loads[a b&c=d]"]
     linked = visit(fragment=f"#test={LOADS}&verdict=passed")
     assert linked.open_tests() == ["test_loads[a b&c=d]"]
     assert linked.shown() == ["test_loads[a b&c=d]", "test_stable"]

@@ -43,7 +43,7 @@
     clear.hidden = !filtered;
   };
 
-  // The address tells what is shown. A test's name stays as it was written there: it is compared, never decoded.
+  // The address tells what is shown. A test's name is written as it stands in the page's links.
   const remember = () => {
     const parts = [];
     const open = tests.filter((test) => test.open && !test.hidden);
@@ -58,6 +58,10 @@
   const decoded = (text) => {
     try { return decodeURIComponent(text); } catch { return text; }
   };
+
+  // As it stands in the page's own links, or as somebody typed it.
+  const named = (name) => document.getElementById(`test=${name}`) ??
+    tests.find((test) => decoded(test.id.slice("test=".length)) === decoded(name));
 
   // The heights of tests that were never near the screen are estimates, until they are: it takes some frames to be there.
   const bring = (test, frames) => {
@@ -76,7 +80,7 @@
     if (finding.selectedIndex < 0) finding.value = "";
     search.value = decoded(told.get("search") ?? "");
     apply();
-    const test = told.has("test") && document.getElementById(`test=${told.get("test")}`);
+    const test = told.has("test") && named(told.get("test"));
     if (test) {
       test.hidden = false;
       fill(test);
