@@ -28,7 +28,9 @@ def check(paths: Sequence[Path], where: str) -> None:
             renderer(path)
             _check_writable(path)
         except OSError as error:
-            raise SettingError(f"report={path} (from {where}): cannot be written: {error}") from None
+            # Not the name that the system gives: that of a file which only tried it.
+            reason = f"{path.parent}: {error.strerror}" if error.strerror else error
+            raise SettingError(f"report={path} (from {where}): cannot be written: {reason}") from None
         except ImportError as error:
             name = path.suffix.removeprefix(".")
             raise SettingError(

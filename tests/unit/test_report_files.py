@@ -135,7 +135,8 @@ def test_a_directory_is_no_file_to_write(tmp_path):
 
 
 def test_a_file_is_no_folder_to_write_in(path):
-    assert "cannot be written: [Errno 17] File exists" in refused(path / "report.json")
+    inside = path / "report.json"
+    assert refused(inside) == f"report={inside} (from --report): cannot be written: {path}: File exists"
 
 
 def test_a_folder_that_takes_no_file_is_refused(path, monkeypatch):
@@ -143,4 +144,4 @@ def test_a_folder_that_takes_no_file_is_refused(path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path.parent))
 
     monkeypatch.setattr(report_files.tempfile, "NamedTemporaryFile", refuse)
-    assert "cannot be written: [Errno 13] Permission denied" in refused(path)
+    assert refused(path) == f"report={path} (from --report): cannot be written: {path.parent}: Permission denied"
