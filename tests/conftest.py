@@ -34,6 +34,11 @@ LIMIT = 120
 forks = functools.cache(Forks)
 
 
+def pytest_unconfigure() -> None:
+    if forks.cache_info().currsize:
+        forks().close()
+
+
 def _python() -> dict[str, str]:
     """What an interpreter reads as it starts."""
     return {name: value for name, value in os.environ.items() if name.startswith("PYTHON") and name != "PYTHONPATH"}

@@ -44,6 +44,13 @@ class Forks:
         )
         return Fork(self, int(self.told()))
 
+    def close(self) -> None:
+        assert self._program.stdin is not None
+        assert self._program.stdout is not None
+        self._program.stdin.close()
+        self._program.wait()
+        self._program.stdout.close()
+
     def ask(self, what: dict[str, Any]) -> None:
         assert self._program.stdin is not None
         self._program.stdin.write(json.dumps(what) + "\n")
