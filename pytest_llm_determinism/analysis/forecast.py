@@ -118,8 +118,10 @@ def _answers(made: Mapping[str, Any]) -> int:
 
 
 def _each(amounts: Sequence[float | None], answers: int) -> float | None:
+    if not answers:
+        return 0.0
     there = [amount for amount in amounts if amount is not None]
-    return sum(there) / answers if answers and len(there) == len(amounts) else None
+    return sum(there) / answers if len(there) == len(amounts) else None
 
 
 def _seconds(experiments: Iterable[Mapping[str, Any]]) -> dict[str, float]:

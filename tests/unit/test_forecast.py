@@ -62,6 +62,13 @@ def test_what_a_report_does_not_tell_is_not_guessed() -> None:
     assert known({"experiments": two}).price is None  # type: ignore[union-attr]
 
 
+def test_runs_that_asked_nothing_will_take_no_tokens_and_no_money() -> None:
+    free = {"live": 0.0, "saved": 0.0, "currency": "USD"}
+    nothing = made(live=0, usage={"input_tokens": None, "output_tokens": None}, cost=free)
+
+    assert known({"experiments": [nothing]}) == Known(0.0, None, 0.0, 0.0, {"burst": 0.2}, 0.0, "USD")
+
+
 def test_money_saved_is_money_to_be_spent_with_an_empty_store() -> None:
     cost = {"live": 0.0, "saved": 0.02, "currency": "EUR"}
 
