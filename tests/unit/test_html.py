@@ -22,7 +22,7 @@ from pytest_llm_determinism.report.html.letters import Cell, Turn, fitted, in_or
 from pytest_llm_determinism.report.html.picture import picture
 from pytest_llm_determinism.report.html.visible import cut_visible, visible
 from pytest_llm_determinism.report.html.words import COMPARED, READ, difference
-from pytest_llm_determinism.results import AnswerCount, Drift, Shift, Usage
+from pytest_llm_determinism.results import AnswerCount, CallCount, Drift, Shift, Usage
 
 MAX_UNIQUE = {"max_unique": {"value": 1, "source": "default"}}
 HOSTILE = (
@@ -103,6 +103,13 @@ def everywhere(text):
 
 def one(text):
     return {"value": text, "source": text}
+
+
+def test_tests_that_asked_nothing_make_the_sum_of_tokens_no_less_sure():
+    asked = replace(made("Paris."), calls=CallCount(1, 0, None), usage=Usage(7, 3))
+    silent = replace(made("Paris."), calls=CallCount(0, 0, None), usage=Usage(None, None))
+    told = Read(render(report(result(asked), result(silent)))).text()
+    assert "1 call live; 7 input tokens, 3 output tokens; " in told
 
 
 def test_what_is_told_of_a_test():

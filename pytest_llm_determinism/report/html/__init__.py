@@ -140,7 +140,7 @@ def _totals(results: Sequence[TestResult], now: datetime.datetime) -> list[str]:
 
 
 def _usage(experiments: Sequence[Experiment]) -> str:
-    known = [experiment.usage for experiment in experiments]
+    known = [experiment.usage for experiment in experiments if experiment.calls.live or experiment.calls.cached]
     sums = []
     for name, told in (
         ("input", [one.input_tokens for one in known]),
