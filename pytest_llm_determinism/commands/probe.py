@@ -39,8 +39,25 @@ if TYPE_CHECKING:
     from pytest_llm_determinism.results import TestResult
     from pytest_llm_determinism.session import Session
 
-# A probe is nothing but the gate.
-_SETTINGS = tuple(setting for setting in TABLE.values() if setting.name != "gate")
+# The settings by what they are about; a probe is nothing but the gate, which cannot be switched off.
+_GROUPS = {
+    "what is asked": ("endpoint", "model", "temperature", "override", "ignore"),
+    "how often, and beside what": (
+        "runs",
+        "attempts",
+        "load",
+        "concurrency",
+        "rate",
+        "neighbours",
+        "fail_fast",
+        "max_calls",
+        "max_cost",
+    ),
+    "what passes": ("max_unique", "min_agreement", "confidence", "max_errors", "compare", "baseline"),
+    "the store": ("cache", "cache_dir", "cache_ttl"),
+    "reports": ("report",),
+}
+_SETTINGS = tuple(TABLE[name] for names in _GROUPS.values() for name in names)
 
 # Where the table speaks of tests.
 _HELP = {
@@ -123,50 +140,53 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="the question; several are asked one after the other (default: the story that the best-known experiment of"
         " this kind asked for)",
     )
-    probe.add_argument(
+    groups = {title: probe.add_argument_group(title) for title in _GROUPS}
+    asked = groups["what is asked"]
+    asked.add_argument(
         "--prompt-file",
         action="append",
         metavar="FILE",
         help="file with a question, in UTF-8; - reads standard input; may be given several times",
     )
-    probe.add_argument(
+    asked.add_argument(
         "--messages",
         action="append",
         metavar="FILE.json",
         help='file with a question as a list of messages, [{"role": "user", "content": "…"}]; - reads standard input;'
         " may be given several times",
     )
-    probe.add_argument("--system", metavar="TEXT", help="system message that goes with each prompt")
-    probe.add_argument(
+    asked.add_argument("--system", metavar="TEXT", help="system message that goes with each prompt")
+    asked.add_argument(
         "--param",
         action="append",
         metavar="NAME=JSON",
         help="parameter of the request, such as seed=7, logprobs=true or top_p=0.9 (JSON, else a string); may be given"
         " several times",
     )
-    probe.add_argument(
+    asked.add_argument(
         "--api", choices=("chat", "completions", "responses"), default="chat", help="how to ask (default: %(default)s)"
     )
-    probe.add_argument(
+    asked.add_argument(
         "--completions-model",
         action="append",
         metavar="NAME",
         help="model to ask through the completions API, beside those of --model; may be given several times",
     )
-    probe.add_argument(
+    asked.add_argument(
         "--max-tokens",
         type=_max_tokens,
         default="128",
         metavar="N",
         help="the longest answer, in tokens; none leaves it out of the request (default: %(default)s)",
     )
-    probe.add_argument(
+    groups["reports"].add_argument(
         "--compare-with",
         choices=(PUBLISHED_FIGURES,),
         help="show the published figures of the best-known experiment beside one's own",
     )
-    for setting in _SETTINGS:
-        probe.add_argument(_flag(setting.name), **_keywords(setting))
+    for title, names in _GROUPS.items():
+        for name in names:
+            groups[title].add_argument(_flag(name), **_keywords(TABLE[name]))
     probe.set_defaults(run=_probe)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from pytest_llm_determinism.commands import probe
 from pytest_llm_determinism.commands.question import PUBLISHED, STORY, labels, parameters, read
 from pytest_llm_determinism.report.published import conditions
-from pytest_llm_determinism.settings import SettingError, Settings, Value, defaults
+from pytest_llm_determinism.settings import TABLE, SettingError, Settings, Value, defaults
 
 
 @pytest.fixture(autouse=True)
@@ -230,3 +231,8 @@ def test_the_conditions_say_where_ones_own_are_others() -> None:
         "  here: runs=10 (--runs), attempts=1 (default), load=burst (default), temperature=none (--temperature),"
         " max_tokens=none (--max-tokens), another question"
     )
+
+
+def test_each_setting_but_the_gate_s_switch_is_an_option_in_a_group_of_its_own() -> None:
+    grouped = [setting.name for setting in probe._SETTINGS]
+    assert sorted(grouped) == sorted(TABLE.keys() - {"gate"})
