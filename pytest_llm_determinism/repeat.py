@@ -83,7 +83,8 @@ class Repeater:
     Args:
         is_failure: whether an exception of the body is a failure of one run, so that the others are still made; every
             other exception ends them. Its second argument says whether any run was finished before.
-        name: of the test; what is shown of it while it goes on, and kept with its samples.
+        name: of the test, which is kept with its samples.
+        shown: what is shown of it while it goes on, if not its name.
         among: see `Underway`.
     """
 
@@ -94,6 +95,7 @@ class Repeater:
         comparison: Comparison,
         is_failure: Callable[[BaseException, bool], bool] = lambda error, _: isinstance(error, Exception),
         name: str = "",
+        shown: str | None = None,
         among: tuple[int, int] | None = None,
     ) -> None:
         self.settings = settings
@@ -107,7 +109,7 @@ class Repeater:
         self._counts: Counter[Hashable] = Counter()
         self._first: Run | None = None
         self._unseen = Unseen()
-        self._underway = Underway(name, settings, comparison, among)
+        self._underway = Underway(name if shown is None else shown, settings, comparison, among)
 
     def run(self, body: Callable[[], object]) -> None:
         with contextlib.closing(self.runs()) as scopes:

@@ -460,7 +460,7 @@ def _asked(
     from pytest_llm_determinism.screen import has_rows
 
     comparison = session.comparison(settings)
-    repeater = Repeater(session, settings, comparison, name=asking.name, among=among)
+    repeater = Repeater(session, settings, comparison, name=asking.nodeid, shown=asking.name, among=among)
     # Where a row shows how far the experiment is, that says which one it is, too.
     announced = _announced(settings, asking.name, among) if not has_rows(sys.stderr) else None
     messages = asking.messages()

@@ -196,6 +196,18 @@ report written to report.json
     assert len(model.calls) == 8
 
 
+def test_the_store_knows_a_model_s_samples_by_its_name_in_the_report(
+    probe: Probe, server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe("Q?", f"--endpoint={server('Paris.').url}", "--model=m", "--runs=2", "--report=report.json")
+
+    assert main(["cache", "ls", "--json"]) == 0
+
+    (request,) = json.loads(capsys.readouterr().out)
+    (test,) = json.loads(Path("report.json").read_text())["tests"]
+    assert request["tests"] == [test["nodeid"]] == ["probe::m"]
+
+
 def test_more_runs_are_added_to_those_in_the_store(probe: Probe, server) -> None:
     model = server("Paris.")
     arguments = ("Q?", f"--endpoint={model.url}", "--model=m")
