@@ -15,13 +15,13 @@ from test_text import made, result
 from pytest_llm_determinism.analysis.findings import Finding
 from pytest_llm_determinism.report.github import LONGEST_MESSAGE, annotate, append_summary
 
-ROOT = Path("/work/repository/sub")
+ROOT = Path("/ci/repository/sub")
 PLACES = {"test_it.py::test": ("tests/test_it.py", 41)}
 
 
 @pytest.fixture(autouse=True)
 def workspace(monkeypatch):
-    monkeypatch.setenv("GITHUB_WORKSPACE", "/work/repository")
+    monkeypatch.setenv("GITHUB_WORKSPACE", "/ci/repository")
 
 
 def parted(**more):
@@ -63,14 +63,14 @@ def test_the_worst_come_first_and_what_passed_or_is_expected_to_fail_has_none() 
 def test_a_file_outside_the_repository_keeps_its_whole_name_and_a_line_may_be_unknown(monkeypatch) -> None:
     places = {"test_it.py::test": ("../../other/test_it.py", None)}
     monkeypatch.setenv("GITHUB_WORKSPACE", "/elsewhere")
-    ((level, properties, _),) = map(read, annotate([parted()], places, Path("/work/repository")))
+    ((level, properties, _),) = map(read, annotate([parted()], places, Path("/ci/repository")))
     assert level == "error"
     assert properties == {
-        "file": "/work/repository/../../other/test_it.py",
+        "file": "/ci/repository/../../other/test_it.py",
         "title": "nondeterministic: test_it.py::test",
     }
     monkeypatch.delenv("GITHUB_WORKSPACE")
-    assert "file=/work/repository/" in annotate([parted()], places, Path("/work/repository"))[0]
+    assert "file=/ci/repository/" in annotate([parted()], places, Path("/ci/repository"))[0]
 
 
 @given(st.text(max_size=60), st.text(max_size=60), st.text(max_size=60))
