@@ -28,8 +28,9 @@ class Forks:
     """The program, for a process that runs tests; it ends with that."""
 
     def __init__(self) -> None:
+        # Unbuffered: a line that is in a buffer already would be waited for in vain.
         self._program = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
 
     def popen(self, command: Sequence[str], *, stdout: Any, stderr: Any, **_: Any) -> Fork:
@@ -53,10 +54,11 @@ class Forks:
 
     def ask(self, what: dict[str, Any]) -> None:
         assert self._program.stdin is not None
-        self._program.stdin.write(json.dumps(what) + "\n")
-        self._program.stdin.flush()
+        written = memoryview(f"{json.dumps(what)}\n".encode())
+        while written:
+            written = written[self._program.stdin.write(written) :]
 
-    def told(self, timeout: float | None = None) -> str:
+    def told(self, timeout: float | None = None) -> bytes:
         """
         Raises:
             subprocess.TimeoutExpired: nothing was told in that many seconds.
